@@ -1,0 +1,1 @@
+"""Named data sets, deterministic views of them, and the order in which they are read."""

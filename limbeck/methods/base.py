@@ -1,0 +1,196 @@
+"""The contract of a method: signals in, named loss terms out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from limbeck.hyperparameters import validated
+from limbeck.registry import Registry
+from limbeck.schedules import Progress, Weight
+from limbeck.signals import Batch, Signals, Terms
+
+methods: Registry[type[Method]] = Registry("method", "limbeck.methods")
+
+
+class Needs:
+    """What a method reads: signals by role, batch entries and views.
+
+    Args:
+        batch: keys of the batch, such as ``labels``.
+        views: names of further views of the samples, such as ``strong``.
+        roles: for each role the names of its signals; ``features.<group>`` for a tap group.
+
+    Example:
+        >>> Needs(student={"logits"}, teacher={"logits", "features.pooled"}, batch={"labels"}).groups("teacher")
+        ['pooled']
+    """
+
+    def __init__(self, *, batch: Iterable[str] = (), views: Iterable[str] = (), **roles: Iterable[str]) -> None:
+        self.batch = frozenset(batch)
+        self.views = tuple(views)
+        self.roles = {role: frozenset(signals) for role, signals in roles.items()}
+
+    def groups(self, role: str) -> list[str]:
+        """Tap groups that ``role`` must provide."""
+        return sorted(s.removeprefix("features.") for s in self.roles.get(role, ()) if s.startswith("features."))
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a method may look at once, when a stage is built.
+
+    Attributes:
+        signals: what each role said about one batch of the training data (a dry run).
+        models: the live models by role; a role that comes from a cache or a server has none.
+        taps: resolved tap paths by role and group.
+        num_classes: number of classes, where the task has classes.
+        labels: ``[N]`` label of every training sample in dataset order, where the data has labels.
+        seed: seed of the run, for streams of random numbers.
+    """
+
+    signals: Mapping[str, Signals]
+    models: Mapping[str, nn.Module]
+    taps: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
+    num_classes: int | None = None
+    labels: Tensor | None = None
+    seed: int = 0
+
+
+Observers = Mapping[str, Callable[[Batch], Signals]]
+
+
+class Method(nn.Module):
+    """Base of every method.
+
+    A subclass names its roles as the arguments of :meth:`forward` after ``batch``, states what it reads in :attr:`needs`, sets
+    ``self.weights`` to the published weight of each term, and returns unweighted terms. Parts with parameters (projectors, heads) are made in
+    :meth:`build` and are trained, saved and moved with the method.
+
+    Attributes:
+        weights: weight of each term by name: a number or a function of the progress. A recipe may override single entries.
+    """
+
+    needs: ClassVar[Needs] = Needs()
+    learners: ClassVar[tuple[str, ...]] = ("student",)
+    """Roles that are trained; all others are frozen."""
+    batch_coupled: ClassVar[bool] = False
+    """Whether the loss depends on which samples share a batch: the engine then gathers across ranks and refuses micro-batches."""
+    batch_statistics: ClassVar[tuple[str, ...]] = ()
+    """Frozen roles whose batch normalisation uses the statistics of the batch; their running statistics still do not move."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: dict[str, Weight] = {}
+
+    @classmethod
+    def roles(cls) -> tuple[str, ...]:
+        """Roles in the order of ``forward``'s arguments."""
+        return tuple(n for n in inspect.signature(cls.forward).parameters if n not in ("self", "batch"))
+
+    @classmethod
+    def hyperparameters(cls) -> dict[str, inspect.Parameter]:
+        """Keyword arguments of the constructor, by name."""
+        return {n: p for n, p in inspect.signature(cls.__init__).parameters.items() if n != "self"}
+
+    def forward(self, batch: Batch, *roles: Signals) -> Terms:
+        """Returns the unweighted terms of the loss. A subclass names the roles it reads in place of ``*roles``."""
+        raise TypeError(f"{type(self).__name__} does not define forward(batch, student, ...)")
+
+    def build(self, setup: Setup) -> None:
+        """Makes projectors, heads and banks from the shapes of a dry run."""
+
+    def prepare(self, observe_all: Callable[[], Iterator[tuple[Batch, dict[str, Signals]]]]) -> None:
+        """Computes statistics (class means, centroids, principal axes) from passes over the training data, before the first step."""
+
+    def observe(self, batch: Batch, observers: Observers) -> dict[str, Signals]:
+        """Runs the roles on a batch. Override only to run models in an unusual way."""
+        return {role: observers[role](batch) for role in self.roles()}
+
+    def after_step(self, progress: Progress) -> None:
+        """Updates schedules and banks after an optimizer step."""
+
+    def players(self, learners: Mapping[str, nn.Module]) -> dict[str, tuple[list[nn.Parameter], frozenset[str] | None]]:
+        """Returns who is optimised for what: by name, parameters and the terms they minimise (None: all).
+
+        The default is one player that owns every learner and the method's own parameters. More players get an optimizer each; their
+        gradients come from their own terms only.
+        """
+        models: list[nn.Module] = [*learners.values(), self]
+        unique = {id(p): p for m in models for p in m.parameters() if p.requires_grad}
+        return {"student": (list(unique.values()), None)}
+
+    def finish(self, student: nn.Module) -> nn.Module:
+        """Returns the deployable student: auxiliary parts dropped, or fused where the method keeps them."""
+        return student
+
+
+class LogitMethod(Method):
+    """Base of methods that compare logits: cross-entropy on raw logits beside a distillation loss.
+
+    The distillation loss sees logits that ``logit_transform`` may change first, the same way for both sides (for example standardised,
+    see :mod:`limbeck.functional.logit_transforms`), so a transform serves every method and is no method of its own.
+    """
+
+    needs: ClassVar[Needs] = Needs(student={"logits"}, teacher={"logits"}, batch={"labels"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit_transform: Callable[[Tensor], Tensor] = _identity
+
+    def distill(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Terms:
+        """Returns the distillation terms of two ``[B, C]`` logits and ``[B]`` labels."""
+        raise TypeError(f"{type(self).__name__} does not define distill(student_logits, teacher_logits, labels)")
+
+    def forward(self, batch: Batch, student: Signals, teacher: Signals) -> Terms:
+        """Returns ``ce`` and the distillation terms."""
+        from limbeck.functional.classification import cross_entropy
+
+        assert student.logits is not None
+        assert teacher.logits is not None
+        labels = batch["labels"]
+        transform = self.logit_transform
+        return {
+            "ce": cross_entropy(student.logits, labels, reduction="none"),
+            **self.distill(transform(student.logits), transform(teacher.logits), labels),
+        }
+
+
+def _identity(logits: Tensor) -> Tensor:
+    return logits
+
+
+def register(
+    name: str, *, title: str, paper: str, year: int, family: str, equation: str = ""
+) -> Callable[[type[Method]], type[Method]]:
+    """Returns a decorator that registers a :class:`Method` and checks its hyperparameters at construction.
+
+    Args:
+        name: name in recipes.
+        title: title of the publication.
+        paper: arXiv number, or a URL where there is none; empty for arms without a paper.
+        year: year of publication.
+        family: ``logit``, ``feature``, ``relation``, ``self``, ``online`` ...
+        equation: the loss in LaTeX, for ``limbeck explain`` and the documentation.
+    """
+    enter = methods.register(name, title=title, paper=paper, year=year, family=family, equation=equation)
+
+    def decorate(cls: type[Method]) -> type[Method]:
+        cls.__init__ = validated(f"method '{name}'", cls.__init__)  # type: ignore[method-assign]
+        return enter(cls)
+
+    return decorate
+
+
+def build_method(name: str, **hyperparameters: Any) -> Method:
+    """Returns the method called ``name`` with the given hyperparameters.
+
+    Raises:
+        UnknownNameError: no method has that name.
+        RecipeError: a hyperparameter is unknown or out of range.
+    """
+    return methods[name].part(**hyperparameters)

@@ -1,0 +1,111 @@
+"""Named places inside a model whose tensors become signals.
+
+A tap path is a module path as in ``model.named_modules()``. ``*`` stands for one component (``encoder.layer.*.output``), an ending
+``@in`` means the module's first input instead of its output (``fc@in``), and ``.`` is the model itself. Taps are hooks on the module
+instance, so they must be set before ``torch.compile`` wraps the model; one set afterwards would never fire, and is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from limbeck.errors import TapError, suggest
+
+_INPUT = "@in"
+
+
+def resolve(model: nn.Module, path: str) -> list[str]:
+    """Returns the concrete tap paths that ``path`` stands for, in the model's order.
+
+    Raises:
+        TapError: nothing matches; the message proposes near matches.
+    """
+    base, at_input = (path[: -len(_INPUT)], _INPUT) if path.endswith(_INPUT) else (path, "")
+    names = [name for name, _ in model.named_modules()]
+    if base in (".", ""):
+        return ["." + at_input]
+    pattern = re.compile(re.escape(base).replace(r"\*", r"[^.]+") + r"\Z")
+    found = [name for name in names if pattern.match(name)]
+    if not found:
+        raise TapError(
+            f"no module of {type(model).__name__} matches the tap '{path}'. {suggest(base, [n for n in names if n])}"
+        )
+    return [name + at_input for name in found]
+
+
+class Taps:
+    """Hooks that collect tensors while a model runs.
+
+    Args:
+        model: the model, before ``torch.compile`` or a distributed wrapper.
+        groups: tap paths by group, each group from shallow to deep.
+
+    Raises:
+        TapError: a path matches nothing, or the model is compiled already.
+    """
+
+    def __init__(self, model: nn.Module, groups: Mapping[str, Sequence[str]]) -> None:
+        _refuse_compiled(model)
+        self.groups = {group: [p for path in paths for p in resolve(model, path)] for group, paths in groups.items()}
+        self._caught: dict[str, list[Tensor]] = {path: [] for paths in self.groups.values() for path in paths}
+        self._handles = [self._hook(model, path) for path in self._caught]
+
+    def _hook(self, model: nn.Module, path: str) -> Any:
+        base = path.removesuffix(_INPUT)
+        module = model if base == "." else model.get_submodule(base)
+        caught = self._caught[path]
+        if path.endswith(_INPUT):
+            return module.register_forward_pre_hook(lambda _, args: caught.append(_tensor(args, path)))
+        return module.register_forward_hook(lambda _, __, output: caught.append(_tensor(output, path)))
+
+    def collect(self) -> dict[str, tuple[Tensor, ...]]:
+        """Returns what the last forward pass left, by group, and forgets it.
+
+        Raises:
+            TapError: a tapped module did not run, or ran more than once.
+        """
+        for path, tensors in self._caught.items():
+            if len(tensors) != 1:
+                times = len(tensors)
+                self.forget()
+                raise TapError(
+                    f"the tapped module '{path}' ran {times} times in one forward pass instead of once; tap a module that runs once"
+                )
+        collected = {group: tuple(self._caught[p][0] for p in paths) for group, paths in self.groups.items()}
+        self.forget()
+        return collected
+
+    def forget(self) -> None:
+        """Drops what was collected."""
+        for tensors in self._caught.values():
+            tensors.clear()
+
+    def close(self) -> None:
+        """Removes the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+
+def _tensor(value: Any, path: str) -> Tensor:
+    """Returns the first tensor in what a module took or gave."""
+    if isinstance(value, Tensor):
+        return value
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    for item in items:
+        if isinstance(item, Tensor):
+            return item
+    raise TapError(f"the tapped module '{path}' gives {type(value).__name__}, which holds no tensor; tap a module inside it")
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise TapError(
+                f"'{name or type(model).__name__}' is compiled already, so a tap would never fire: give limbeck the plain model "
+                "and let it compile (train.compile: true)"
+            )

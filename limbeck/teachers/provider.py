@@ -1,0 +1,83 @@
+"""The contract of a provider, and the observer that all live ones share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from limbeck.signals import Batch, Signals
+from limbeck.tasks.base import Task
+from limbeck.taps import Taps
+
+
+@runtime_checkable
+class Provider(Protocol):
+    """Gives a role's signals for a batch. A provider never sees a loss."""
+
+    def __call__(self, batch: Batch) -> Signals:
+        """Returns what the role says about ``batch``."""
+
+    def start(self) -> None:
+        """Called when a stage begins."""
+
+    def finish(self) -> None:
+        """Called when a stage ends. Raises where the provider's contract was broken."""
+
+
+class Observer:
+    """A model, its taps and the task that runs it: batch -> signals, in whatever mode the model is in.
+
+    Args:
+        role: the role's name; ``<role>_inputs`` in a batch takes precedence over ``inputs``.
+        model: the model, before ``torch.compile`` or a distributed wrapper.
+        task: how the model is run.
+        groups: tap paths by group.
+        views: further views to run, each a forward pass of its own.
+        autocast: run the model under autocast to this type; logits and features come back in it.
+        channels_last: give the model images in channels-last memory format.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        model: nn.Module,
+        task: Task,
+        groups: Mapping[str, Sequence[str]] | None = None,
+        views: Sequence[str] = (),
+        *,
+        autocast: torch.dtype | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        self.role = role
+        self.model = model
+        self.task = task
+        self.taps = Taps(model, groups or {})
+        self.views = tuple(views)
+        self._autocast = autocast
+        self._channels_last = channels_last
+        if channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def __call__(self, batch: Batch) -> Signals:
+        """Returns the model's signals for the default view and for each further view."""
+        signals = self._run(batch.inputs_for(self.role))
+        if self.views:
+            signals = replace(signals, views={v: self._run(batch.inputs_for(self.role, v)) for v in self.views})
+        return signals
+
+    def _run(self, inputs: Any) -> Signals:
+        if self._channels_last and isinstance(inputs, torch.Tensor) and inputs.dim() == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        context = nullcontext() if self._autocast is None else torch.autocast(inputs.device.type, self._autocast)
+        with context:
+            signals = self.task.run(self.model, inputs)
+        return replace(signals, features=self.taps.collect()) if self.taps.groups else signals
+
+    def close(self) -> None:
+        """Removes the taps."""
+        self.taps.close()
