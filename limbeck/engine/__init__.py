@@ -1,0 +1,1 @@
+"""The stage loop: what trains learners from signals, and can be stopped at any moment."""

@@ -1,0 +1,88 @@
+"""loss = combine(terms, weights), normalised once over the whole batch however it is split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from limbeck.errors import NonFiniteLossError, RecipeError, suggest
+from limbeck.schedules import Progress, Weight, weight_at
+from limbeck.signals import Batch, Term, Terms, as_term
+
+
+def check_weights(weights: Mapping[str, Weight], terms: Mapping[str, object], owner: str) -> None:
+    """Refuses a weight that names no term, and a term without weight.
+
+    Raises:
+        RecipeError: says which name and what the terms are called.
+    """
+    for name in weights:
+        if name not in terms:
+            raise RecipeError(f"{owner} has no term '{name}' to weigh. {suggest(name, terms)}")
+    for name in terms:
+        if name not in weights:
+            raise RecipeError(f"the term '{name}' of {owner} has no weight; set `weights: {{{name}: 1.0}}`")
+
+
+def term_means(terms: Terms) -> dict[str, Tensor]:
+    """Returns each term's mean over the positions of this batch."""
+    return {name: as_term(value).mean() for name, value in terms.items()}
+
+
+def part_means(terms: Terms, part: Batch, whole: Batch, total: Callable[[float | Tensor], Tensor]) -> dict[str, Tensor]:
+    """Returns what a micro-batch adds to the mean of each term over the whole batch.
+
+    Sums are divided by the count of the whole batch over all ranks (``total`` adds a count over them), so gradients do not depend on the
+    split. A scalar term counts as the mean over its part's samples.
+
+    Raises:
+        RecipeError: a term masks positions by something else than the batch's own ``mask``, so its count is not known beforehand.
+    """
+    samples = total(whole.size)
+    means: dict[str, Tensor] = {}
+    for name, value in terms.items():
+        term = as_term(value)
+        if term.is_scalar:
+            means[name] = term.values * (part.size / samples)
+        elif term.mask is None:
+            means[name] = term.total() / (samples * (term.values.numel() / part.size))
+        else:
+            means[name] = term.total() / total(_masked_count(name, term, whole)).clamp(min=1)
+    return means
+
+
+def _masked_count(name: str, term: Term, whole: Batch) -> Tensor:
+    mask = whole.get("mask")
+    if mask is None or term.mask is None or mask.shape[1:] != term.mask.shape[1:]:
+        raise RecipeError(f"the term '{name}' has a mask of its own, so its batch cannot be split; set train.micro_batches to 1")
+    return mask.bool().sum()
+
+
+def combine(means: Mapping[str, Tensor], weights: Mapping[str, Weight], progress: Progress, only: frozenset[str] | None = None) -> Tensor:
+    """Returns the weighted sum of term means, of the terms in ``only`` where given."""
+    parts = [weight_at(weights[n], progress) * m for n, m in means.items() if only is None or n in only]
+    if not parts:
+        raise RecipeError(f"a player minimises none of the terms {sorted(means)}")
+    return torch.stack([p.float() if p.dtype in (torch.float16, torch.bfloat16) else p for p in parts]).sum()
+
+
+def check_finite(means: Mapping[str, Tensor], terms: Terms, batch: Batch, step: int) -> None:
+    """Refuses a batch whose loss is not finite.
+
+    Raises:
+        NonFiniteLossError: names the term, the step and the samples.
+    """
+    for name, mean in means.items():
+        if bool(torch.isfinite(mean)):
+            continue
+        values = as_term(terms[name]).values.detach()
+        where = "its samples are " + str(batch["index"][:8].tolist())
+        if values.dim() >= 1 and values.shape[0] == batch.size:
+            bad = ~torch.isfinite(values).flatten(1).all(1) if values.dim() > 1 else ~torch.isfinite(values)
+            where = f"samples {batch['index'][bad][:8].tolist()} of the data set"
+        raise NonFiniteLossError(
+            f"the loss term '{name}' is {mean.item()} at step {step}: {where}. "
+            "Lower train.lr, set train.clip_norm, or look at these samples; the last good checkpoint is kept"
+        )
