@@ -1,0 +1,1 @@
+"""Replays reference inputs, outputs and gradients through limbeck's own methods."""
