@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TypeVar
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +15,7 @@ from limbeck.errors import RecipeError
 from limbeck.signals import Batch, Signals
 
 G = TypeVar("G", Batch, dict[str, Signals])
+T = TypeVar("T")
 
 
 def start() -> None:
@@ -99,3 +102,70 @@ def wrap(step: nn.Module, sharding: str) -> nn.Module:
         fully_shard(step)
         return step
     raise RecipeError(f"unknown sharding '{sharding}'; use ddp or fsdp")
+
+
+def synchronised(step: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Returns a context in which gradients are exchanged only when ``last`` is set: once a batch, not once a micro-batch."""
+    if last or not isinstance(step, nn.parallel.DistributedDataParallel):
+        return nullcontext()
+    return step.no_sync()
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Averages gradients over processes, for steps with several players that DDP cannot follow."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= world_size()
+
+
+def broadcast_object(value: T) -> T:
+    """Returns the first process's value in every process."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def full_state(module: nn.Module) -> dict[str, Any]:
+    """Returns a module's whole state on the CPU, gathered where it is sharded."""
+    if world_size() == 1:
+        return module.state_dict()
+    api, options = _state_api()
+    return api.get_model_state_dict(module, options=options)  # type: ignore[no-any-return]
+
+
+def load_full_state(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Loads a whole state into a module, sharded or not."""
+    if world_size() == 1:
+        module.load_state_dict(state)
+        return
+    api, options = _state_api()
+    api.set_model_state_dict(module, dict(state), options=options)
+
+
+def full_optimizer_states(step: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Any]:
+    """Returns each optimizer's whole state by player."""
+    if world_size() == 1:
+        return {who: optimizer.state_dict() for who, optimizer in optimizers.items()}
+    api, options = _state_api()
+    return {who: api.get_optimizer_state_dict(step, optimizer, options=options) for who, optimizer in optimizers.items()}
+
+
+def load_full_optimizer_states(step: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer], states: Mapping[str, Any]) -> None:
+    """Loads what :func:`full_optimizer_states` returned."""
+    if world_size() == 1:
+        for who, optimizer in optimizers.items():
+            optimizer.load_state_dict(states[who])
+        return
+    api, options = _state_api()
+    for who, optimizer in optimizers.items():
+        api.set_optimizer_state_dict(step, optimizer, states[who], options=options)
+
+
+def _state_api() -> Any:
+    # Imported here because it costs a second that a single process need not spend.
+    from torch.distributed.checkpoint import state_dict
+
+    return state_dict, state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)

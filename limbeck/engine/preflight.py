@@ -1,0 +1,113 @@
+"""Everything that can be refused before the first step, refused with its reason: taps, needs, shapes, labels, weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from limbeck.anatomy import anatomy_of
+from limbeck.engine.combine import check_weights
+from limbeck.errors import LimbeckError, NeedsError
+from limbeck.methods.base import Method
+from limbeck.signals import Batch, Signals
+
+
+def tap_groups(
+    role: str, model: nn.Module, needed: Sequence[str], given: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, Sequence[str]]:
+    """Returns the tap paths of the groups that a method needs from a role.
+
+    Raises:
+        NeedsError: neither the recipe nor the model says where a group is.
+    """
+    known: dict[str, Sequence[str]] = {**anatomy_of(model).groups(), **(given or {})}
+    missing = [group for group in needed if not known.get(group)]
+    if missing:
+        modules = ", ".join(name for name, _ in list(model.named_children())[:12])
+        raise NeedsError(
+            f"the method needs the features '{missing[0]}' of role '{role}', but {type(model).__name__} does not say where they are; "
+            f"name the modules in the recipe, `roles: {{{role}: {{taps: {{{missing[0]}: [...]}}}}}}`. Its top modules: {modules}"
+        )
+    return {group: known[group] for group in needed}
+
+
+def dry_run(method: Method, batch: Batch, observers: Mapping[str, Callable[[Batch], Signals]]) -> dict[str, Signals]:
+    """Runs every role once without gradients and in eval mode, so that nothing moves.
+
+    Raises:
+        NeedsError: a role cannot run on the data, or lacks a signal that the method needs; names the fix.
+    """
+    for key in method.needs.batch:
+        if key not in batch:
+            raise NeedsError(f"the method needs '{key}' in the batch, but the data gives only {sorted(batch)}")
+    for view in method.needs.views:
+        if view not in batch.get("views", {}):
+            raise NeedsError(f"the method needs a further view '{view}' of each sample; name its augmentation in `data: {{views: {{{view}: [...]}}}}`")
+    models = [o.model for o in observers.values() if isinstance(getattr(o, "model", None), nn.Module)]
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        with torch.no_grad():
+            signals = method.observe(batch, {role: _explained(role, o) for role, o in observers.items()})
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    _check_needs(method, signals)
+    _check_classes(method, signals)
+    return {role: s.detach() for role, s in signals.items()}
+
+
+def _explained(role: str, observer: Callable[[Batch], Signals]) -> Callable[[Batch], Signals]:
+    def observe(batch: Batch) -> Signals:
+        try:
+            return observer(batch)
+        except LimbeckError:
+            raise
+        except (RuntimeError, ValueError, TypeError) as error:
+            inputs = batch.inputs_for(role)
+            shape = tuple(inputs.shape[1:]) if hasattr(inputs, "shape") else type(inputs).__name__
+            model = type(getattr(observer, "model", observer)).__name__
+            raise NeedsError(f"role '{role}' ({model}) cannot run on samples of shape {shape}: {str(error).splitlines()[0]}") from error
+
+    return observe
+
+
+def _check_needs(method: Method, signals: Mapping[str, Signals]) -> None:
+    for role, needed in method.needs.roles.items():
+        missing = sorted(needed - signals[role].present())
+        if missing:
+            has = ", ".join(sorted(signals[role].present())) or "nothing"
+            raise NeedsError(
+                f"the method needs {', '.join(missing)} from role '{role}', which gives only {has}; "
+                "use a live model for this role, or a cache that holds these signals"
+            )
+
+
+def _check_classes(method: Method, signals: Mapping[str, Signals]) -> None:
+    counts = {
+        role: s.logits.shape[-1] for role, s in signals.items() if s.logits is not None and "logits" in method.needs.roles.get(role, ())
+    }
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{role} {count}" for role, count in counts.items())
+        raise NeedsError(f"the roles have different numbers of classes ({said}); give both models the same classes, in the same order")
+
+
+def trial(method: Method, batch: Batch, signals: dict[str, Signals]) -> None:
+    """Computes the loss once on a copy of the method and checks the terms' names against the weights.
+
+    Raises:
+        NeedsError: the method cannot use these shapes.
+        RecipeError: a weight names no term, or a term has no weight.
+    """
+    try:
+        with torch.no_grad():
+            terms = copy.deepcopy(method)(batch, **signals)
+    except LimbeckError:
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise NeedsError(f"{type(method).__name__} cannot work on this batch of {batch.size}: {str(error).splitlines()[0]}") from error
+    check_weights(method.weights, terms, type(method).__name__)

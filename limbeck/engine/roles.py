@@ -1,0 +1,85 @@
+"""A model's part in a run, and the observer or provider made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from limbeck.engine.preflight import tap_groups
+from limbeck.errors import NeedsError
+from limbeck.methods.base import Method
+from limbeck.signals import Batch, Signals
+from limbeck.tasks.base import Task
+from limbeck.teachers.ema import EMATeacher
+from limbeck.teachers.live import FrozenTeacher
+from limbeck.teachers.provider import Observer
+
+Observe = Callable[[Batch], Signals]
+
+
+@dataclass(frozen=True)
+class Role:
+    """Where a role's signals come from.
+
+    Attributes:
+        model: a live model; a learner where the method trains this role, frozen otherwise.
+        provider: something that gives signals without a model here: a cache, an ensemble.
+        ema_of: name of the learner that this role follows as an exponential moving average.
+        decay: decay of that average.
+        differentiable: gradients flow through the frozen model to its inputs.
+        taps: tap paths by group, over those that the model knows of itself.
+        precision: ``fp32`` or ``bf16``; the stage's own when None.
+    """
+
+    model: nn.Module | None = None
+    provider: Observe | None = None
+    ema_of: str | None = None
+    decay: float = 0.999
+    differentiable: bool = False
+    taps: Mapping[str, Sequence[str]] | None = None
+    precision: str | None = None
+
+
+def make_observers(
+    roles: Mapping[str, Role], method: Method, task: Task, *, precision: str, channels_last: bool
+) -> dict[str, Observe]:
+    """Returns what gives each of the method's roles its signals.
+
+    Raises:
+        NeedsError: a role that the method needs is not there, or cannot be what it must be.
+    """
+    observers: dict[str, Observe] = {}
+    for name in method.roles():
+        if name not in roles:
+            raise NeedsError(f"the method needs the role '{name}', which is not there; the roles given are {sorted(roles)}")
+        observers[name] = _observer(name, roles, method, task, precision, channels_last)
+    return observers
+
+
+def _observer(name: str, roles: Mapping[str, Role], method: Method, task: Task, precision: str, channels_last: bool) -> Observe:
+    role = roles[name]
+    if role.provider is not None:
+        if name in method.learners:
+            raise NeedsError(f"the method trains the role '{name}', so it must be a live model, not a cache or an ensemble")
+        return role.provider
+    model = roles[role.ema_of].model if role.ema_of is not None else role.model
+    if model is None:
+        raise NeedsError(f"the role '{name}' has neither a model nor a provider")
+    common: dict[str, Any] = {
+        "autocast": torch.bfloat16 if (role.precision or precision) == "bf16" else None,
+        "channels_last": channels_last,
+    }
+    groups = tap_groups(name, model, method.needs.groups(name), role.taps)
+    views = method.needs.views
+    if role.ema_of is not None:
+        return EMATeacher(name, model, task, groups, views, decay=role.decay, **common)
+    if name in method.learners:
+        return Observer(name, model, task, groups, views, **common)
+    return FrozenTeacher(
+        name, model, task, groups, views,
+        differentiable=role.differentiable, batch_statistics=name in method.batch_statistics, **common,
+    )  # fmt: skip
