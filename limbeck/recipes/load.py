@@ -1,0 +1,174 @@
+"""From a YAML file and overrides to a checked :class:`~limbeck.recipes.schema.Recipe`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from limbeck.engine.settings import TrainSettings
+from limbeck.errors import RecipeError, UnknownNameError, suggest
+from limbeck.hyperparameters import explain_validation
+from limbeck.recipes.schema import DataSpec, Recipe, RoleSpec, StageSpec
+
+_STAGE_KEYS = tuple(StageSpec.model_fields)
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that come with limbeck."""
+    return sorted(p.name.removesuffix(".yaml") for p in resources.files("limbeck.recipes").iterdir() if p.name.endswith(".yaml"))
+
+
+def load_recipe(where: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+    """Reads a recipe from a file, a shipped recipe's name, or a mapping, and applies ``key=value`` overrides.
+
+    Raises:
+        RecipeError: the file is not a recipe, a key is unknown or a value is out of range; the message names the key and near matches.
+    """
+    data = copy.deepcopy(dict(where)) if isinstance(where, Mapping) else _read(str(where))
+    for override in overrides:
+        _override(data, override)
+    single = "stages" not in data
+    try:
+        return _check(_stages_spelled_out(data), str(where) if not isinstance(where, Mapping) else "recipe")
+    except RecipeError as error:
+        # A person who wrote one stage should not read about stage 0.
+        raise RecipeError(str(error).replace("stages.0.", "") if single else str(error)) from None
+
+
+def _read(where: str) -> dict[str, Any]:
+    path = Path(where)
+    if not path.is_file():
+        name = path.name.removesuffix(".yaml")
+        if name not in shipped() or path.parent != Path("."):
+            raise UnknownNameError(f"no recipe file '{where}' and no shipped recipe of that name. {suggest(name, shipped())}")
+        text = (resources.files("limbeck.recipes") / f"{name}.yaml").read_text("utf-8")
+    else:
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"the recipe '{where}' cannot be read: {error}") from None
+    try:
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = " ".join(str(error).split())
+        raise RecipeError(f"the recipe '{where}' is not plain YAML: {problem}") from None
+    if not isinstance(data, dict):
+        raise RecipeError(f"the recipe '{where}' should be a mapping with keys such as data, roles, method; it is {type(data).__name__}")
+    return data
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    """Sets ``a.b.0.c=value`` in nested data; the value is read as YAML."""
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise RecipeError(f"an override is written key=value, for example train.lr=0.05; got '{override}'")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"the value of '{override}' is not plain YAML: {' '.join(str(error).split())}") from None
+    *parents, last = key.strip().split(".")
+    node: Any = data
+    for part in parents:
+        node = _child(node, part, override)
+    if isinstance(node, list):
+        node[_position(node, last, override)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise RecipeError(f"'{override}' reaches into {node!r}, which has no keys")
+
+
+def _child(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_position(node, part, override)]
+    if not isinstance(node, dict):
+        raise RecipeError(f"'{override}' reaches into {node!r}, which has no keys")
+    child = node.setdefault(part, {})
+    if part in ("data", "method", "model") and isinstance(child, str):
+        child = node[part] = {"name": child}
+    return child
+
+
+def _position(node: list[Any], part: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise RecipeError(f"'{override}': a list of {len(node)} has no position '{part}'")
+    return int(part)
+
+
+def _stages_spelled_out(data: dict[str, Any]) -> dict[str, Any]:
+    """Writes out the short forms: a recipe without ``stages`` has one; later stages inherit from the first."""
+    if "stages" not in data:
+        first = {k: data.pop(k) for k in _STAGE_KEYS if k in data}
+        return {**data, "stages": [_normalised(first)]}
+    stages = data["stages"]
+    if not isinstance(stages, list) or not stages or not all(isinstance(s, dict) for s in stages):
+        raise RecipeError("`stages` should be a list of mappings, one a stage")
+    shared = _normalised({k: data.pop(k) for k in _STAGE_KEYS if k in data})
+    complete: list[dict[str, Any]] = []
+    for number, stage in enumerate(stages):
+        base = _merged(shared, complete[0] if complete else {})
+        base.pop("name", None)
+        merged = _merged(base, _normalised(stage))
+        merged.setdefault("name", f"stage{number + 1}")
+        complete.append(merged)
+    return {**data, "stages": complete}
+
+
+def _normalised(stage: dict[str, Any]) -> dict[str, Any]:
+    """Turns ``data: name``, ``method: name`` and ``roles: {r: name}`` into mappings."""
+    stage = dict(stage)
+    for key in ("data", "method"):
+        if isinstance(stage.get(key), str):
+            stage[key] = {"name": stage[key]}
+    roles = stage.get("roles")
+    if isinstance(roles, dict):
+        stage["roles"] = {r: {"model": s} if isinstance(s, str) else s for r, s in roles.items()}
+    return stage
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Lays a stage over what it inherits: sections merge by key, a named part of another name replaces the whole section."""
+    result = copy.deepcopy(base)
+    for key, value in over.items():
+        inherited = result.get(key)
+        if key == "roles" and isinstance(value, dict) and isinstance(inherited, dict):
+            result[key] = {**inherited, **value}
+        elif key in ("data", "train", "method") and isinstance(value, dict) and isinstance(inherited, dict):
+            same = "name" not in value or value.get("name") == inherited.get("name")
+            result[key] = {**inherited, **value} if same else value
+        else:
+            result[key] = value
+    return result
+
+
+def _check(data: dict[str, Any], origin: str) -> Recipe:
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise explain_validation(error, f"recipe '{origin}'", _known_keys(error)) from None
+    except RecursionError:
+        raise RecipeError(f"the recipe '{origin}' is nested too deeply") from None
+
+
+def _known_keys(error: ValidationError) -> list[str]:
+    """Keys that may stand where the first unknown key stands."""
+    models: dict[str, type[BaseModel]] = {"data": DataSpec, "roles": RoleSpec, "train": TrainSettings, "stages": StageSpec}
+    keys = list(Recipe.model_fields) + list(_STAGE_KEYS)
+    for item in error.errors():
+        if item["type"] == "extra_forbidden":
+            sections = [str(p) for p in item["loc"][:-1] if str(p) in models]
+            if len(item["loc"]) == 1:
+                return keys
+            return list(models[sections[-1]].model_fields) if sections else keys
+    return keys
+
+
+def as_plain(recipe: Recipe) -> dict[str, Any]:
+    """Returns the resolved recipe as plain data, as it is written into the run folder."""
+    return recipe.model_dump(mode="json", exclude_none=True)

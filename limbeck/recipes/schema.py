@@ -1,0 +1,88 @@
+"""The recipe's schema. Everything is plain data; reading a recipe executes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from limbeck.engine.settings import TrainSettings
+from limbeck.hyperparameters import Fraction, Positive, WholeNumber
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EMASpec(_Strict):
+    """A role that follows a learner as an exponential moving average."""
+
+    of: str = Field("student", description="the learner to follow")
+    decay: Fraction = Field(0.999, description="decay of the average")
+
+
+class RoleSpec(_Strict):
+    """Where one role comes from: exactly one of model, cache, ensemble, ema, from_stage."""
+
+    model: str | dict[str, Any] | None = Field(None, description="a zoo name, timm:NAME, hf:NAME, torchvision:NAME, python:module:factory (with trust)")
+    weights: str | None = Field(None, description="zoo, a .safetensors file, or a run folder")
+    cache: str | None = Field(None, description="folder of a teacher cache")
+    ensemble: tuple[RoleSpec, ...] | None = Field(None, description="members whose predictions are averaged")
+    average: str = Field("probabilities", description="what an ensemble averages: probabilities or logits")
+    member_weights: tuple[Positive, ...] | None = Field(None, description="weights of an ensemble's members")
+    ema: EMASpec | None = Field(None, description="exponential moving average of a learner")
+    from_stage: str | None = Field(None, description="the student of an earlier stage, by the stage's name")
+    fresh: bool = Field(False, description="in a later stage: start this learner again instead of going on from the stage before")
+    taps: dict[str, tuple[str, ...]] | None = Field(None, description="module paths by tap group (stem, stages, preacts, pooled)")
+    precision: str | None = Field(None, pattern="^(fp32|bf16)$", description="fp32 or bf16, over train.precision")
+    differentiable: bool = Field(False, description="let gradients flow through this frozen model to its inputs")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> RoleSpec:
+        given = [k for k in ("model", "cache", "ensemble", "ema", "from_stage") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(f"a role comes from exactly one of model, cache, ensemble, ema, from_stage; this one has {given or 'none'}")
+        if self.weights is not None and self.model is None:
+            raise ValueError("weights belong to a model")
+        return self
+
+
+class DataSpec(_Strict):
+    """Which data, and how a sample becomes an input."""
+
+    name: str = Field(description="a named data set, `folder`, `npz`, or hf:NAME")
+    path: str | None = Field(None, description="where it is, for data sets that are files")
+    limit: WholeNumber | None = Field(None, description="use only this many training samples, balanced over classes")
+    validation: Fraction = Field(0.0, description="part of the training data held out; evaluation then uses it instead of the test data")
+    augment: tuple[dict[str, Any], ...] | None = Field(None, description="augmentation; the data set's usual one when absent, [] for none")
+    views: dict[str, tuple[dict[str, Any], ...]] = Field(default_factory=dict, description="further views of each sample, by name")
+    normalize: bool = Field(True, description="subtract the data set's mean and divide by its deviation")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the data set itself")
+
+
+class StageSpec(_Strict):
+    """One phase of training."""
+
+    name: str = Field("train", pattern="^[a-z0-9_]+$", description="lower-case name of the stage")
+    task: str = Field("classification", description="how models are run and judged")
+    data: DataSpec = Field(description="the data")
+    roles: dict[str, RoleSpec] = Field(description="models by role")
+    method: dict[str, Any] = Field(description="name, hyperparameters, weights and logit_transform of the method")
+    transforms: tuple[dict[str, Any], ...] = Field((), description="batch -> batch, in order")
+    train: TrainSettings = Field(default_factory=TrainSettings, description="optimisation")
+
+
+class Recipe(_Strict):
+    """A resolved recipe: stages in order, each complete."""
+
+    about: str = Field("", description="one line for people")
+    seed: WholeNumber = Field(0, description="seed of everything random")
+    evaluate: tuple[str, ...] = Field(("accuracy", "agreement", "calibration", "cost"), description="evaluations of the final student")
+    stages: tuple[StageSpec, ...] = Field(description="phases, each with task, data, roles, method, train")
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> Recipe:
+        names = [s.name for s in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stages need different names, but they are {names}")
+        return self
