@@ -75,7 +75,8 @@ class Method(nn.Module):
         weights: weight of each term by name: a number or a function of the progress. A recipe may override single entries.
     """
 
-    needs: ClassVar[Needs] = Needs()
+    needs: Needs = Needs()
+    """What the method reads. An instance may set its own, where what it reads depends on a hyperparameter."""
     learners: ClassVar[tuple[str, ...]] = ("student",)
     """Roles that are trained; all others are frozen."""
     batch_coupled: ClassVar[bool] = False
@@ -136,7 +137,7 @@ class LogitMethod(Method):
     see :mod:`limbeck.functional.logit_transforms`), so a transform serves every method and is no method of its own.
     """
 
-    needs: ClassVar[Needs] = Needs(student={"logits"}, teacher={"logits"}, batch={"labels"})
+    needs = Needs(student={"logits"}, teacher={"logits"}, batch={"labels"})
 
     def __init__(self) -> None:
         super().__init__()
