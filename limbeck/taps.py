@@ -52,18 +52,27 @@ class Taps:
         _refuse_compiled(model)
         self.groups = {group: [p for path in paths for p in resolve(model, path)] for group, paths in groups.items()}
         self._caught: dict[str, list[Tensor]] = {path: [] for paths in self.groups.values() for path in paths}
+        self._listening = False
         self._handles = [self._hook(model, path) for path in self._caught]
 
     def _hook(self, model: nn.Module, path: str) -> Any:
         base = path.removesuffix(_INPUT)
         module = model if base == "." else model.get_submodule(base)
-        caught = self._caught[path]
         if path.endswith(_INPUT):
-            return module.register_forward_pre_hook(lambda _, args: caught.append(_tensor(args, path)))
-        return module.register_forward_hook(lambda _, __, output: caught.append(_tensor(output, path)))
+            return module.register_forward_pre_hook(lambda _, args: self._catch(path, args))
+        return module.register_forward_hook(lambda _, __, output: self._catch(path, output))
+
+    def _catch(self, path: str, value: Any) -> None:
+        if self._listening:
+            self._caught[path].append(_tensor(value, path))
+
+    def listen(self) -> None:
+        """Starts to collect. Until :meth:`collect` the model should run once; passes outside (an evaluation) leave nothing behind."""
+        self.forget()
+        self._listening = True
 
     def collect(self) -> dict[str, tuple[Tensor, ...]]:
-        """Returns what the last forward pass left, by group, and forgets it.
+        """Returns what the forward pass since :meth:`listen` left, by group, and forgets it.
 
         Raises:
             TapError: a tapped module did not run, or ran more than once.
@@ -80,7 +89,8 @@ class Taps:
         return collected
 
     def forget(self) -> None:
-        """Drops what was collected."""
+        """Stops to collect and drops what was collected."""
+        self._listening = False
         for tensors in self._caught.values():
             tensors.clear()
 

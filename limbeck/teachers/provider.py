@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from limbeck.signals import Batch, Signals
 from limbeck.tasks.base import Task
@@ -38,7 +38,7 @@ class Observer:
         task: how the model is run.
         groups: tap paths by group.
         views: further views to run, each a forward pass of its own.
-        autocast: run the model under autocast to this type; logits and features come back in it.
+        autocast: run the model under autocast to this type; its signals come back in float32, in which losses are computed.
         channels_last: give the model images in channels-last memory format.
     """
 
@@ -74,10 +74,18 @@ class Observer:
         if self._channels_last and isinstance(inputs, torch.Tensor) and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         context = nullcontext() if self._autocast is None else torch.autocast(inputs.device.type, self._autocast)
+        if self.taps.groups:
+            self.taps.listen()
         with context:
             signals = self.task.run(self.model, inputs)
-        return replace(signals, features=self.taps.collect()) if self.taps.groups else signals
+        if self.taps.groups:
+            signals = replace(signals, features=self.taps.collect())
+        return signals if self._autocast is None else signals.map(_full_precision)
 
     def close(self) -> None:
         """Removes the taps."""
         self.taps.close()
+
+
+def _full_precision(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
