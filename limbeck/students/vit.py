@@ -1,0 +1,224 @@
+"""Vision transformers for small images.
+
+Plain pre-norm encoders with learned positions. The classifier reads the mean of the tokens, not a class token, so that every token has a
+place on the image and the tokens after a stage are a map. Blocks are divided into as many stages as convolutional partners have.
+
+References:
+    Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021, https://arxiv.org/abs/2010.11929
+    Lee et al., Vision Transformer for Small-Size Datasets, 2021, https://arxiv.org/abs/2112.13492 (the shape of ``vit_tiny``)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from limbeck.anatomy import Anatomy
+from limbeck.errors import RecipeError
+from limbeck.hyperparameters import Count, Fraction, Positive
+from limbeck.students.base import register
+from limbeck.students.maps import TokensToMap
+
+_TITLE = "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale"
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over ``[B, N, D]``."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Returns the mixed tokens."""
+        query, key, value = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class EncoderBlock(nn.Module):
+    """Attention and a two-layer perceptron, each after a normalisation and beside the identity."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float, dropout: float) -> None:
+        super().__init__()
+        hidden = int(dim * mlp_ratio)
+        self.norm1 = nn.LayerNorm(dim)
+        self.attention = SelfAttention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Returns the residual stream after the block."""
+        tokens = tokens + self.dropout(self.attention(self.norm1(tokens)))
+        return tokens + self.dropout(self.mlp(self.norm2(tokens)))
+
+
+class VisionTransformer(nn.Module):
+    """Patches, positions, encoder blocks in stages, the mean of the normalised tokens, a linear classifier.
+
+    Modules: ``stem`` (the patch embedding), ``stages.<i>.<j>`` (blocks), ``maps.<i>`` (the tokens after stage ``i`` as ``[B, D, H, W]``),
+    ``norm``, ``head``.
+
+    Args:
+        input_size: ``(H, W)`` of the images; positions are learned for this size.
+        patch_size: side of a patch, which must divide both.
+        dim: width of a token.
+        depth: number of blocks, at least ``stages``.
+        heads: attention heads; must divide ``dim``.
+        mlp_ratio: hidden width of the perceptrons over ``dim``.
+        dropout: dropout rate on both branches of a block.
+        stages: number of groups of blocks, as equal as ``depth`` allows.
+
+    Raises:
+        RecipeError: sizes that do not divide.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int,
+        input_size: tuple[int, int],
+        patch_size: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float,
+        dropout: float,
+        stages: int,
+    ) -> None:
+        super().__init__()
+        _check_sizes(input_size, patch_size, dim, depth, heads, stages)
+        grid = (input_size[0] // patch_size, input_size[1] // patch_size)
+        self.stem = nn.Conv2d(in_channels, dim, patch_size, patch_size)
+        self.positions = nn.Parameter(torch.empty(1, grid[0] * grid[1], dim))
+        bounds = [depth * i // stages for i in range(stages + 1)]
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(EncoderBlock(dim, heads, mlp_ratio, dropout) for _ in range(start, stop)))
+            for start, stop in zip(bounds, bounds[1:])
+        )
+        self.maps = nn.ModuleList(TokensToMap(grid) for _ in range(stages))
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, num_classes)
+        maps = tuple(f"maps.{i}" for i in range(stages))
+        self.anatomy = Anatomy(stem=("stem",), stages=maps, preacts=maps, pooled=("head@in",), head="head")
+        _initialise(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns the logits ``[B, num_classes]`` of ``images`` ``[B, in_channels, H, W]``."""
+        tokens = self.stem(images).flatten(2).transpose(1, 2) + self.positions
+        for stage, as_map in zip(self.stages, self.maps):
+            tokens = stage(tokens)
+            as_map(tokens)  # for taps; a view that nothing else reads
+        return self.head(self.norm(tokens).mean(1))
+
+
+def _check_sizes(input_size: tuple[int, int], patch_size: int, dim: int, depth: int, heads: int, stages: int) -> None:
+    if any(side % patch_size for side in input_size):
+        raise RecipeError(
+            f"patch_size = {patch_size} does not divide the images' {input_size[0]}x{input_size[1]} pixels"
+        )
+    if dim % heads:
+        raise RecipeError(f"heads = {heads} does not divide dim = {dim}")
+    if depth < stages:
+        raise RecipeError(f"depth = {depth} is less than stages = {stages}; each stage needs a block")
+
+
+def _initialise(model: VisionTransformer) -> None:
+    nn.init.trunc_normal_(model.positions, std=0.02)
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+@register("vit_micro", title=_TITLE, paper="2010.11929", year=2021, params=None)
+def vit_micro(
+    *,
+    num_classes: Count,
+    in_channels: Count = 3,
+    input_size: tuple[int, int] = (32, 32),
+    patch_size: Count = 4,
+    dim: Count = 96,
+    depth: Count = 6,
+    heads: Count = 3,
+    mlp_ratio: Positive = 2.0,
+    dropout: Fraction = 0.0,
+    stages: Count = 3,
+) -> nn.Module:
+    """Returns a transformer that trains in minutes on a CPU (96 wide, 6 blocks); keywords as in :class:`VisionTransformer`."""
+    return VisionTransformer(
+        num_classes=num_classes,
+        in_channels=in_channels,
+        input_size=input_size,
+        patch_size=patch_size,
+        dim=dim,
+        depth=depth,
+        heads=heads,
+        mlp_ratio=mlp_ratio,
+        dropout=dropout,
+        stages=stages,
+    )
+
+
+@register("vit_tiny", title=_TITLE, paper="2010.11929", year=2021, params=None)
+def vit_tiny(
+    *,
+    num_classes: Count,
+    in_channels: Count = 3,
+    input_size: tuple[int, int] = (32, 32),
+    patch_size: Count = 4,
+    dim: Count = 192,
+    depth: Count = 9,
+    heads: Count = 12,
+    mlp_ratio: Positive = 2.0,
+    dropout: Fraction = 0.0,
+    stages: Count = 3,
+) -> nn.Module:
+    """Returns Lee et al.'s transformer for small data sets (192 wide, 9 blocks); keywords as in :class:`VisionTransformer`."""
+    return VisionTransformer(
+        num_classes=num_classes,
+        in_channels=in_channels,
+        input_size=input_size,
+        patch_size=patch_size,
+        dim=dim,
+        depth=depth,
+        heads=heads,
+        mlp_ratio=mlp_ratio,
+        dropout=dropout,
+        stages=stages,
+    )
+
+
+@register("vit_small", title=_TITLE, paper="2010.11929", year=2021, params=None)
+def vit_small(
+    *,
+    num_classes: Count,
+    in_channels: Count = 3,
+    input_size: tuple[int, int] = (32, 32),
+    patch_size: Count = 4,
+    dim: Count = 384,
+    depth: Count = 9,
+    heads: Count = 6,
+    mlp_ratio: Positive = 4.0,
+    dropout: Fraction = 0.0,
+    stages: Count = 3,
+) -> nn.Module:
+    """Returns a transformer of the usual small width (384 wide, 9 blocks); keywords as in :class:`VisionTransformer`."""
+    return VisionTransformer(
+        num_classes=num_classes,
+        in_channels=in_channels,
+        input_size=input_size,
+        patch_size=patch_size,
+        dim=dim,
+        depth=depth,
+        heads=heads,
+        mlp_ratio=mlp_ratio,
+        dropout=dropout,
+        stages=stages,
+    )
