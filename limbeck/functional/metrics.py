@@ -128,13 +128,13 @@ class ReliabilityCurve(NamedTuple):
         edges: ``[bins + 1]`` from 0 to 1; a bin holds its upper edge and not its lower one.
         confidence: ``[bins]`` mean confidence; NaN where a bin is empty.
         accuracy: ``[bins]`` fraction of right predictions; NaN where a bin is empty.
-        count: ``[bins]`` samples, int64.
+        samples: ``[bins]`` number of samples, int64.
     """
 
     edges: Tensor
     confidence: Tensor
     accuracy: Tensor
-    count: Tensor
+    samples: Tensor
 
 
 def _confidence(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,7 +184,7 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, *, bins: int = 15
     """
     curve = reliability_curve(logits, labels, bins=bins)
     gap = (curve.accuracy - curve.confidence).abs().nan_to_num(0.0)
-    return (gap * curve.count).sum() / curve.count.sum()
+    return (gap * curve.samples).sum() / curve.samples.sum()
 
 
 def adaptive_calibration_error(logits: Tensor, labels: Tensor, *, bins: int = 15) -> Tensor:

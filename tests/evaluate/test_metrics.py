@@ -71,7 +71,7 @@ def test_reliability_curve_by_hand() -> None:
     # Confidences 0.6, 0.6, 0.9 and 1.0 in ten bins; a bin holds its upper edge.
     p = torch.tensor([[0.6, 0.4], [0.4, 0.6], [0.9, 0.1], [1.0, 0.0]], dtype=torch.float64)
     curve = metrics.reliability_curve(p.log(), torch.tensor([0, 0, 0, 0]), bins=5)
-    assert curve.count.tolist() == [0, 0, 2, 0, 2]
+    assert curve.samples.tolist() == [0, 0, 2, 0, 2]
     assert curve.accuracy[[2, 4]].tolist() == [0.5, 1.0]
     assert curve.confidence[[2, 4]].tolist() == pytest.approx([0.6, 0.95])
     assert torch.isnan(curve.accuracy[[0, 1, 3]]).all()

@@ -1,0 +1,19 @@
+"""What a trained student is worth: accuracy, fidelity to the teacher, calibration, cost, latency. One file each."""
+
+from limbeck.evaluate.base import Measure, Subject, evaluations
+from limbeck.evaluate.predictions import Predictions, predict
+from limbeck.evaluate.runner import DEFAULT, evaluate, measures, of_teacher
+from limbeck.evaluate.spread import Spread
+
+__all__ = [
+    "DEFAULT",
+    "Measure",
+    "Predictions",
+    "Spread",
+    "Subject",
+    "evaluate",
+    "evaluations",
+    "measures",
+    "of_teacher",
+    "predict",
+]

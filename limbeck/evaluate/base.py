@@ -1,0 +1,144 @@
+"""The contract of an evaluation, and what it may look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.errors import DataError
+from limbeck.evaluate.predictions import Model, Predictions, batches_of, predict
+from limbeck.registry import Registry
+from limbeck.signals import Batch
+from limbeck.tasks.base import Task
+
+Results = dict[str, Any]
+"""JSON-able numbers by name. What an evaluation says of the teacher stands under ``teacher``, with the same names."""
+
+
+class Evaluation(Protocol):
+    """Judges a subject. Registered with ``measures``, the numbers that tables show."""
+
+    def __call__(self, subject: Subject) -> Results:
+        """Returns JSON-able numbers by name."""
+
+
+evaluations: Registry[Evaluation] = Registry("evaluation", "limbeck.evaluate")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of the results, for tables and plots.
+
+    Attributes:
+        key: where it stands in the results, ``evaluation.name``, further levels joined by dots.
+        title: heading of its column.
+        unit: how it is written: a ``fraction`` as per cent, a ``count`` as thousands or millions, ``bytes`` as kB or
+        MB,
+            ``ms`` as milliseconds, a ``number`` as it is.
+        better: which direction is better, where one is.
+        explanation: one sentence for readers of a report.
+    """
+
+    key: str
+    title: str
+    unit: Literal["fraction", "count", "bytes", "ms", "number"] = "number"
+    better: Literal["higher", "lower", ""] = ""
+    explanation: str = ""
+
+    def read(self, results: Mapping[str, Any]) -> float | None:
+        """Returns the number in ``results``; None where it is absent.
+
+        Example:
+            >>> Measure("accuracy.top1", "accuracy").read({"accuracy": {"top1": 0.5}})
+            0.5
+        """
+        value: Any = results
+        for part in self.key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+@dataclass
+class Subject:
+    """The student under evaluation and what it is judged on.
+
+    Attributes:
+        student: the student.
+        loader: the test data: batches, or an object whose ``epoch(0)`` gives them.
+        task: how a model is run.
+        teacher: a model or a provider; None where there is no teacher.
+        device: where models run.
+        known: predictions that exist already, so that no model is run for them.
+    """
+
+    student: nn.Module
+    loader: Any
+    task: Task
+    teacher: Model | None = None
+    device: torch.device | str = "cpu"
+    known: Predictions | None = field(default=None, repr=False)
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        """Logits of student and teacher on the whole test data, computed once."""
+        return self.known or predict(self.roles, self.loader, self.task, device=self.device)
+
+    @property
+    def roles(self) -> dict[str, Model]:
+        """Student and, where there is one, teacher."""
+        return {"student": self.student} | ({"teacher": self.teacher} if self.teacher is not None else {})
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The roles that are live models: those whose cost can be told."""
+        return {role: model for role, model in self.roles.items() if isinstance(model, nn.Module)}
+
+    @property
+    def labels(self) -> Tensor:
+        """``[N]`` labels of the test data."""
+        return self.predictions.labels
+
+    def logits(self, role: str) -> Tensor | None:
+        """Returns a role's ``[N, C]`` logits; None where the role is absent or has other classes than the student."""
+        found = self.predictions.logits
+        if role not in found or found[role].shape != found["student"].shape:
+            return None
+        return found[role]
+
+    def absence(self) -> str:
+        """Why there are no teacher logits to compare with, in words."""
+        if "teacher" not in self.predictions.logits:
+            return "no teacher"
+        theirs, ours = (self.predictions.logits[r].shape[1] for r in ("teacher", "student"))
+        return f"the teacher has {theirs} classes and the student {ours}, so their predictions cannot be compared"
+
+    def example(self, size: int) -> Batch:
+        """Returns a batch of ``size`` test samples, repeating them where the first batch of the data has fewer.
+
+        Raises:
+            DataError: there is no test data.
+        """
+        first = next(iter(batches_of(self.loader)), None)
+        if first is None:
+            raise DataError("the test data is empty; there is nothing to evaluate on")
+        rows = torch.arange(size) % first.size
+        return first.map(lambda t: t[rows.to(t.device)]).to(self.device)
+
+
+def judged(subject: Subject, judge: Callable[[Tensor, Tensor], Results]) -> Results:
+    """Applies ``judge(logits, labels)`` to the student, and to the teacher under ``teacher``."""
+    student = subject.logits("student")
+    assert student is not None
+    results = judge(student, subject.labels)
+    teacher = subject.logits("teacher")
+    return results if teacher is None else {**results, "teacher": judge(teacher, subject.labels)}
+
+
+def numbers(values: Iterable[float]) -> list[float | None]:
+    """Returns JSON-able numbers: NaN becomes null."""
+    return [None if v != v else float(v) for v in values]

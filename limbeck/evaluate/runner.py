@@ -1,0 +1,67 @@
+"""Runs the evaluations that a recipe names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from limbeck.evaluate.base import Measure, Results, Subject, evaluations
+from limbeck.evaluate.predictions import Model, Predictions
+from limbeck.tasks.base import Task
+
+DEFAULT = ("accuracy", "agreement", "calibration", "cost", "latency")
+
+
+def evaluate(
+    student: nn.Module,
+    *,
+    loader: Any,
+    task: Task,
+    teacher: Model | None = None,
+    names: Sequence[str] = DEFAULT,
+    device: torch.device | str = "cpu",
+    predictions: Predictions | None = None,
+) -> dict[str, Results]:
+    """Judges a student on test data.
+
+    Every model runs over the data once, whatever the number of evaluations, in eval mode and without gradients; the
+    training flags of all modules are as before afterwards.
+
+    Args:
+        student: the model to judge, on ``device``.
+        loader: the test data: batches, or an object whose ``epoch(0)`` gives them.
+        task: how a model is run on a batch.
+        teacher: a model or a provider to compare with; None where there is none.
+        names: evaluations to run; ``evaluations`` has them all.
+        device: where the models are.
+        predictions: what :func:`limbeck.evaluate.predict` gave for these models, where it has run already.
+
+    Returns:
+        JSON-able results by evaluation; what they say of the teacher stands under ``teacher`` in each.
+
+    Raises:
+        UnknownNameError: no evaluation has a name that was asked for; nothing has been run then.
+        DataError: the test data is empty or has no labels.
+    """
+    chosen = [evaluations[name] for name in names]
+    subject = Subject(student, loader, task, teacher, device, predictions)
+    return {entry.name: entry.part(subject) for entry in chosen}
+
+
+def of_teacher(results: Mapping[str, Any]) -> dict[str, Results]:
+    """Returns the results of the teacher as though it had been the student; empty where there was no teacher."""
+    return {
+        name: dict(part["teacher"]) for name, part in results.items() if isinstance(part, Mapping) and "teacher" in part
+    }
+
+
+def measures(names: Iterable[str] | None = None) -> list[Measure]:
+    """Returns the measures of the evaluations called ``names`` (the default ones when None), in their order.
+
+    Raises:
+        UnknownNameError: no evaluation has that name.
+    """
+    return [m for name in (DEFAULT if names is None else names) for m in evaluations[name].about.get("measures", ())]
