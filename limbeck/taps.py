@@ -101,6 +101,15 @@ class Taps:
         self._handles.clear()
 
 
+def untap(copied: nn.Module) -> None:
+    """Removes the taps that a copy of a tapped model inherited: they would give the copy's tensors to the original."""
+    for module in copied.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key, hook in list(hooks.items()):
+                if getattr(hook, "__module__", None) == __name__:
+                    del hooks[key]
+
+
 def _tensor(value: Any, path: str) -> Tensor:
     """Returns the first tensor in what a module took or gave."""
     if isinstance(value, Tensor):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.signals import Batch, Signals
-from limbeck.tasks.base import Task
 from limbeck.taps import Taps
+from limbeck.tasks.base import Task
 
 
 @runtime_checkable
@@ -38,7 +38,8 @@ class Observer:
         task: how the model is run.
         groups: tap paths by group.
         views: further views to run, each a forward pass of its own.
-        autocast: run the model under autocast to this type; its signals come back in float32, in which losses are computed.
+        autocast: run the model under autocast to this type; its signals come back in float32, in which losses are
+            computed.
         channels_last: give the model images in channels-last memory format.
     """
 
