@@ -1,5 +1,5 @@
 """Distillation methods. One published method is one file."""
 
-from limbeck.methods.base import LogitMethod, Method, Needs, Setup, methods, register
+from limbeck.methods.base import FeatureMethod, LogitMethod, Method, Needs, Setup, methods, register
 
-__all__ = ["LogitMethod", "Method", "Needs", "Setup", "methods", "register"]
+__all__ = ["FeatureMethod", "LogitMethod", "Method", "Needs", "Setup", "methods", "register"]

@@ -161,6 +161,29 @@ class LogitMethod(Method):
         }
 
 
+class FeatureMethod(Method):
+    """Base of methods that compare features or relations: cross-entropy beside a distillation loss.
+
+    A subclass adds the features it reads to :attr:`needs` and returns its own terms from :meth:`distill`.
+    """
+
+    needs = Needs(student={"logits"}, batch={"labels"})
+
+    def distill(self, batch: Batch, student: Signals, teacher: Signals) -> Terms:
+        """Returns the distillation terms."""
+        raise TypeError(f"{type(self).__name__} does not define distill(batch, student, teacher)")
+
+    def forward(self, batch: Batch, student: Signals, teacher: Signals) -> Terms:
+        """Returns ``ce`` and the distillation terms."""
+        from limbeck.functional.classification import cross_entropy
+
+        assert student.logits is not None
+        return {
+            "ce": cross_entropy(student.logits, batch["labels"], reduction="none"),
+            **self.distill(batch, student, teacher),
+        }
+
+
 def _identity(logits: Tensor) -> Tensor:
     return logits
 
