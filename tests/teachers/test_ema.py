@@ -110,7 +110,7 @@ def test_resume_is_exact() -> None:
     resumed_teacher = EMATeacher("teacher", resumed, TASK, decay=0.9, warmup=10, buffers="average")
     resumed.load_state_dict(saved["student"])
     resumed_teacher.load_state_dict(saved["teacher"])
-    torch.set_rng_state(random_state)
+    torch.set_rng_state(saved["random"])
     run(resumed, resumed_teacher, 4, start=3)
     for name, tensor in teacher.model.state_dict().items():
         assert torch.equal(tensor, resumed_teacher.model.state_dict()[name]), name
