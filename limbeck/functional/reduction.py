@@ -31,7 +31,7 @@ def reduce(values: Tensor, reduction: Reduction = "mean", *, mask: Tensor | None
     """
     if reduction not in get_args(Reduction):
         raise ValueError(f"reduction should be one of {', '.join(get_args(Reduction))}, not '{reduction}'")
-    count: Tensor | int = values.numel()
+    count: Tensor | int = max(values.numel(), 1)
     if mask is not None:
         if mask.shape != values.shape:
             raise ValueError(f"the mask is {tuple(mask.shape)} but the losses are {tuple(values.shape)}")
@@ -42,7 +42,7 @@ def reduce(values: Tensor, reduction: Reduction = "mean", *, mask: Tensor | None
     total = values.sum()
     if reduction == "sum":
         return total
-    return total / (values.shape[0] if reduction == "batchmean" else count)
+    return total / (max(values.shape[0], 1) if reduction == "batchmean" else count)
 
 
 def widened(tensor: Tensor) -> Tensor:
