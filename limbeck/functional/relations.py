@@ -12,17 +12,12 @@ from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 from torch.utils.checkpoint import checkpoint
 
+from limbeck.functional.feature_maps import unit_vectors
 from limbeck.functional.precision import full_precision
 from limbeck.functional.reduction import Reduction, check_same_shape, reduce
 
 _CHUNK_ELEMENTS = 1 << 22
 """Angles kept at once: with more, blocks of vertices are recomputed in the backward pass and memory stays bounded."""
-
-
-def unit_rows(rows: Tensor) -> Tensor:
-    """Returns ``[..., D]`` rows at length 1; a row of zeros stays zero and gets a finite gradient."""
-    norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return rows / torch.where(norm > 0, norm, torch.ones_like(norm))
 
 
 def _check_batches(student: Tensor, teacher: Tensor) -> None:
@@ -67,7 +62,7 @@ def _similarity(features: Tensor) -> Tensor:
     flat = features.flatten(1)
     # Rows of the Gram matrix are normalised anyway; scaling first keeps the products of large maps in range.
     flat = flat / flat.detach().abs().amax().clamp(min=torch.finfo(flat.dtype).tiny)
-    return unit_rows(flat @ flat.T)
+    return unit_vectors(flat @ flat.T)
 
 
 @full_precision
@@ -193,7 +188,7 @@ def _angle_losses(student: Tensor, teacher: Tensor, start: int, stop: int) -> Te
 
 def _cosines(rows: Tensor, start: int, stop: int) -> Tensor:
     """Cosines of the angles at the vertices ``start <= j < stop``, ``[stop - start, B, B]``."""
-    arms = unit_rows(rows.unsqueeze(0) - rows[start:stop].unsqueeze(1))
+    arms = unit_vectors(rows.unsqueeze(0) - rows[start:stop].unsqueeze(1))
     return arms @ arms.transpose(1, 2)
 
 
@@ -285,7 +280,7 @@ def correlation_congruence(
 
 
 def _kernel(features: Tensor, kernel: str, gamma: float, order: int) -> Tensor:
-    rows = unit_rows(features.flatten(1))
+    rows = unit_vectors(features.flatten(1))
     similarity = rows @ rows.T
     if kernel == "bilinear":
         return similarity

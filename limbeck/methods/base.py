@@ -79,7 +79,7 @@ class Method(nn.Module):
     """What the method reads. An instance may set its own, where what it reads depends on a hyperparameter."""
     learners: ClassVar[tuple[str, ...]] = ("student",)
     """Roles that are trained; all others are frozen."""
-    batch_coupled: ClassVar[bool] = False
+    batch_coupled: bool = False
     """Whether the loss depends on which samples share a batch: the engine then gathers across ranks and refuses micro-batches."""
     batch_statistics: ClassVar[tuple[str, ...]] = ()
     """Frozen roles whose batch normalisation uses the statistics of the batch; their running statistics still do not move."""

@@ -1,0 +1,79 @@
+"""Losses and metrics as pure functions of tensors, for any training loop.
+
+They share their conventions. Hyperparameters are keyword-only. ``reduction`` is ``none``, ``mean``, ``sum`` or
+``batchmean`` and ``mask`` says which positions count. Teachers are constants unless the docstring says otherwise.
+Half-precision inputs are computed in float32, also under autocast, and logits of any size give finite values and
+gradients.
+"""
+
+from limbeck.functional.activation_boundaries import negative_part_mean, partial_distance
+from limbeck.functional.classification import confidence_weights, cross_entropy
+from limbeck.functional.contrastive import log_partition, memory_scores, noise_contrastive
+from limbeck.functional.correlation import (
+    batch_correlation,
+    class_correlation,
+    inter_class_distance,
+    intra_class_distance,
+    pearson,
+)
+from limbeck.functional.decoupled import DecoupledKL, decoupled_kl
+from limbeck.functional.divergences import js, kl, tempered_log_softmax
+from limbeck.functional.feature_likelihood import gaussian_feature_nll
+from limbeck.functional.feature_maps import (
+    attention_map,
+    attention_transfer,
+    flow_matrix,
+    hierarchical_context,
+    mean_squared_features,
+)
+from limbeck.functional.logit_transforms import LOGIT_TRANSFORMS, logit_transform, standardize
+from limbeck.functional.neuron_selectivity import neuron_selectivity
+from limbeck.functional.reduction import Reduction, reduce
+from limbeck.functional.relations import (
+    consecutive_correlation,
+    correlation_congruence,
+    pairwise_distances,
+    probabilistic_transfer,
+    relational_angle,
+    relational_distance,
+    similarity_preserving,
+)
+
+__all__ = [
+    "LOGIT_TRANSFORMS",
+    "DecoupledKL",
+    "Reduction",
+    "attention_map",
+    "attention_transfer",
+    "batch_correlation",
+    "class_correlation",
+    "confidence_weights",
+    "consecutive_correlation",
+    "correlation_congruence",
+    "cross_entropy",
+    "decoupled_kl",
+    "flow_matrix",
+    "gaussian_feature_nll",
+    "hierarchical_context",
+    "inter_class_distance",
+    "intra_class_distance",
+    "js",
+    "kl",
+    "log_partition",
+    "logit_transform",
+    "mean_squared_features",
+    "memory_scores",
+    "negative_part_mean",
+    "neuron_selectivity",
+    "noise_contrastive",
+    "pairwise_distances",
+    "partial_distance",
+    "pearson",
+    "probabilistic_transfer",
+    "reduce",
+    "relational_angle",
+    "relational_distance",
+    "similarity_preserving",
+    "standardize",
+    "tempered_log_softmax",
+]
