@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from limbeck.evaluate.base import Measure, Results, Subject, evaluations
+from limbeck.evaluate.base import Results, Subject, evaluations
+from limbeck.evaluate.measure import Measure
 from limbeck.functional import metrics
 
 

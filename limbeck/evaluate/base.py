@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,39 +28,6 @@ class Evaluation(Protocol):
 
 
 evaluations: Registry[Evaluation] = Registry("evaluation", "limbeck.evaluate")
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One number of the results, for tables and plots.
-
-    Attributes:
-        key: where it stands in the results, ``evaluation.name``, further levels joined by dots.
-        title: heading of its column.
-        unit: how it is written: a ``fraction`` as per cent, a ``count`` as thousands or millions, ``bytes`` as kB or
-        MB,
-            ``ms`` as milliseconds, a ``number`` as it is.
-        better: which direction is better, where one is.
-        explanation: one sentence for readers of a report.
-    """
-
-    key: str
-    title: str
-    unit: Literal["fraction", "count", "bytes", "ms", "number"] = "number"
-    better: Literal["higher", "lower", ""] = ""
-    explanation: str = ""
-
-    def read(self, results: Mapping[str, Any]) -> float | None:
-        """Returns the number in ``results``; None where it is absent.
-
-        Example:
-            >>> Measure("accuracy.top1", "accuracy").read({"accuracy": {"top1": 0.5}})
-            0.5
-        """
-        value: Any = results
-        for part in self.key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 @dataclass

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from limbeck.evaluate.base import Measure, Results, Subject, evaluations, judged, numbers
+from limbeck.evaluate.base import Results, Subject, evaluations, judged, numbers
+from limbeck.evaluate.measure import Measure
 from limbeck.functional import metrics
 
 _BINS = 15

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from limbeck.engine.run_folder import processor
-from limbeck.evaluate.base import Measure, Results, Subject, evaluations
+from limbeck.evaluate.base import Results, Subject, evaluations
+from limbeck.evaluate.measure import Measure
 from limbeck.evaluate.predictions import evaluation_mode
 from limbeck.signals import Batch
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from limbeck.evaluate.base import Measure, Results, Subject, evaluations
+from limbeck.evaluate.base import Results, Subject, evaluations
+from limbeck.evaluate.measure import Measure
 from limbeck.evaluate.predictions import Model, Predictions
 from limbeck.tasks.base import Task
 
