@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from annotated_types import Ge, Gt, Le
 
 from limbeck.errors import RecipeError, suggest
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
@@ -18,6 +21,7 @@ Count = Annotated[int, Ge(1)]
 WholeNumber = Annotated[int, Ge(0)]
 
 F = TypeVar("F", bound=Callable[..., Any])
+M = TypeVar("M", bound="BaseModel")
 
 
 def explain_validation(error: Any, owner: str, known: list[str]) -> RecipeError:
@@ -32,6 +36,20 @@ def explain_validation(error: Any, owner: str, known: list[str]) -> RecipeError:
         else:
             parts.append(f"'{where}' = {item.get('input')!r}: {item['msg']}")
     return RecipeError(f"{owner}: " + "; ".join(parts))
+
+
+def validated_model(model: type[M], values: dict[str, Any], owner: str) -> M:
+    """Returns a pydantic ``model`` made of ``values``.
+
+    Raises:
+        RecipeError: a key is unknown or a value is out of range; the message names it.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise explain_validation(error, owner, list(model.model_fields)) from None
 
 
 def validated(owner: str, function: F) -> F:

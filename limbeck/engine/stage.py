@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -124,7 +125,7 @@ class Stage:
 
     def _build(self, roles: Mapping[str, Role], labels: Tensor | None, num_classes: int | None, weights: Mapping[str, Any]) -> None:
         """Fits the method to the shapes of a dry run and refuses what cannot work."""
-        batch = self._prepared(next(iter(self.loader.epoch(0))))
+        batch = self.first_batch()
         self.task.check(batch, num_classes)
         signals = dry_run(self.method, batch, self.observers)
         live = {name: role.model for name, role in roles.items() if role.model is not None and name in self.observers}
@@ -171,6 +172,24 @@ class Stage:
         """Returns the deployable student."""
         return self.method.finish(self.learners["student"])
 
+    def parameters(self) -> list[nn.Parameter]:
+        """Everything that trains."""
+        return [p for parameters, _ in self._players.values() for p in parameters]
+
+    def first_batch(self) -> Batch:
+        """Returns the first training batch after the transforms."""
+        return self._prepared(next(iter(self.loader.epoch(0))))
+
+    def terms(self, batch: Batch) -> Terms:
+        """Returns the loss terms of a batch, on a copy of the method so that no bank moves."""
+        method = copy.deepcopy(self.method)
+        return method(batch, **method.observe(batch, self.observers))
+
+    def rehearse(self, batch: Batch) -> None:
+        """Takes one optimizer step for a measurement; a stage that has rehearsed is not to be run."""
+        self._set_training()
+        self._train_step(batch)
+
     def run(self) -> None:
         """Trains to the end of the stage, from where its last checkpoint left it.
 
@@ -195,9 +214,7 @@ class Stage:
     def _run_epoch(self, stop: StopRequest) -> None:
         steps = self.loader.steps_per_epoch
         epoch, done = divmod(self.step, steps)
-        for model in self.learners.values():
-            model.train()
-        self.method.train()
+        self._set_training()
         for batch in self.loader.epoch(epoch, done):
             loss = self._train_step(self._prepared(batch))
             self._reporter.step_done(self.progress, loss)
@@ -210,6 +227,11 @@ class Stage:
                 self._save()
             if stopping and self.step < self.total_steps:
                 raise Interrupted(f"stopped after step {self.step} of {self.total_steps}; run the same command to continue")
+
+    def _set_training(self) -> None:
+        for model in self.learners.values():
+            model.train()
+        self.method.train()
 
     def _train_step(self, batch: Batch) -> float:
         """Takes one optimizer step and returns the loss."""

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from limbeck.engine.settings import TrainSettings
-from limbeck.hyperparameters import Fraction, Positive, WholeNumber
+from limbeck.hyperparameters import Count, Fraction, Positive, WholeNumber
 
 
 class _Strict(BaseModel):
@@ -52,7 +52,7 @@ class DataSpec(_Strict):
 
     name: str = Field(description="a named data set, `folder`, `npz`, or hf:NAME")
     path: str | None = Field(None, description="where it is, for data sets that are files")
-    limit: WholeNumber | None = Field(None, description="use only this many training samples, balanced over classes")
+    limit: Count | dict[str, Count] | None = Field(None, description="at most so many training samples, balanced over classes; or {train: n, test: m}")
     validation: Fraction = Field(0.0, description="part of the training data held out; evaluation then uses it instead of the test data")
     augment: tuple[dict[str, Any], ...] | None = Field(None, description="augmentation; the data set's usual one when absent, [] for none")
     views: dict[str, tuple[dict[str, Any], ...]] = Field(default_factory=dict, description="further views of each sample, by name")

@@ -1,0 +1,218 @@
+"""The command. Thin: it parses, calls the library and prints; imports happen inside commands so that ``--help`` is immediate."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from limbeck import __version__
+from limbeck.errors import LimbeckError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Distil large models into small ones.
+
+Start with `limbeck demo`. Then write a recipe (about fifteen lines of YAML), ask `limbeck check` whether it can work, and `limbeck run` it.
+`limbeck methods` lists what there is, `limbeck explain dkd` says what a method does and how it measured.""",
+)
+
+RecipePath = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe (`limbeck recipes`).")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as `train.lr=0.05` or `method.temperature=2`.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Allow `python:package.module:factory` models, which run the code they name.")]
+RunPath = Annotated[Path, typer.Argument(help="A run folder.", exists=False)]
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    """Prints the version when asked."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the runs, the report and the ONNX student.")] = Path("runs/demo"),
+    seeds: Annotated[int, typer.Option(help="Students of each kind.", min=2, max=20)] = 3,
+    open_report: Annotated[bool, typer.Option("--open/--no-open", help="Open the report in a browser at the end.")] = False,
+) -> None:
+    """Distil a small image classifier on real data and show what it gained, in under five minutes on two cores."""
+    from limbeck.demo import run_demo
+
+    page = run_demo(out, seeds=seeds)
+    if open_report:
+        typer.launch(str(page))
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. By default `runs/<recipe>-<hash>`, so the same recipe continues where it was stopped.")] = None,
+    trust: Trust = False,
+) -> None:
+    """Train what a recipe says.
+
+    Ctrl-C saves the state; the same command continues, and ends with the same bits as a run that was never stopped.
+
+    Example: `limbeck run fashion_mnist_dkd train.epochs=5 seed=1`
+    """
+    from limbeck.recipes.run import run_recipe
+    from limbeck.report.progress import ConsoleReporter, show_results
+
+    with ConsoleReporter() as reporter:
+        finished = run_recipe(recipe, overrides or [], out=out, trust=trust, reporter=reporter)
+    show_results(finished)
+
+
+@app.command()
+def check(recipe: RecipePath, overrides: Overrides = None, trust: Trust = False) -> None:
+    """Say whether a recipe can work, without training: shapes, taps, loss terms, forecast of time and memory."""
+    from limbeck.recipes.check import check_recipe
+    from limbeck.report.progress import show_check
+
+    show_check(check_recipe(recipe, overrides or [], trust=trust))
+
+
+@app.command()
+def cache(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Folder of the cache.")] = Path("runs/cache"),
+    epochs: Annotated[int | None, typer.Option(help="Views of each sample to store; the recipe's epochs when absent, 1 without augmentation.", min=1)] = None,
+    codec: Annotated[str, typer.Option(help="`fp32`, `fp16`, or `topk` with an exact tail.")] = "fp16",
+    k: Annotated[int, typer.Option(help="Classes kept by `topk`.", min=1)] = 10,
+    trust: Trust = False,
+) -> None:
+    """Write the teacher's outputs for a recipe, so that students train without the teacher in memory.
+
+    A killed command continues when it is called again. Use the cache with `roles.teacher='{cache: FOLDER}'`.
+    """
+    from limbeck.recipes.cache import cache_recipe
+    from limbeck.report.progress import ProgressBar
+
+    with ProgressBar("caching") as bar:
+        said = cache_recipe(recipe, overrides or [], out=out, epochs=epochs, codec=codec, k=k, trust=trust, progress=bar.update)
+    typer.echo(said)
+
+
+@app.command()
+def evaluate(
+    folder: RunPath,
+    names: Annotated[list[str] | None, typer.Argument(help="Evaluations; those of the recipe when absent.")] = None,
+    trust: Trust = False,
+) -> None:
+    """Judge the student of a finished run again, for example with more evaluations."""
+    from limbeck.recipes.run import evaluate_run
+    from limbeck.report.progress import show_results
+
+    show_results(evaluate_run(folder, names or None, trust=trust))
+
+
+@app.command()
+def export(
+    folder: RunPath,
+    form: Annotated[str, typer.Option("--format", help="`onnx`.")] = "onnx",
+    out: Annotated[Path | None, typer.Option(help="File to write; `student.onnx` in the run folder when absent.")] = None,
+    trust: Trust = False,
+) -> None:
+    """Write the student of a finished run for deployment and check its outputs against the PyTorch student."""
+    from limbeck.recipes.run import export_run
+
+    typer.echo(export_run(folder, form, out, trust=trust))
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders to show side by side.")],
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+) -> None:
+    """Write one self-contained HTML page about one or several runs."""
+    from limbeck.report.run_page import report_runs
+
+    typer.echo(f"wrote {report_runs(folders, out)}")
+
+
+@app.command()
+def bench(
+    suite: Annotated[str, typer.Argument(help="A suite file, or the name of a shipped suite.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs, the CSV and the page; `runs/bench-<suite>` when absent.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Runs at a time; one a core when absent.", min=1)] = None,
+    trust: Trust = False,
+) -> None:
+    """Compare methods: same pair, same initialisation, same order of data, several seeds, last epoch.
+
+    No distillation, label smoothing and plain KD are always among the arms. A killed command continues.
+    """
+    from limbeck.bench.run import run_suite
+
+    typer.echo(f"wrote {run_suite(suite, overrides or [], out=out, workers=workers, trust=trust)}")
+
+
+@app.command()
+def methods(family: Annotated[str | None, typer.Option(help="Only this family, for example `logit`.")] = None) -> None:
+    """List the methods."""
+    from limbeck.report.catalogue import show_methods
+
+    show_methods(family)
+
+
+@app.command()
+def explain(name: Annotated[str, typer.Argument(help="A method.")]) -> None:
+    """Say what a method is: equation, terms, hyperparameters, needs, paper and measured result, flattering or not."""
+    from limbeck.report.catalogue import show_method
+
+    show_method(name)
+
+
+@app.command()
+def models() -> None:
+    """List the models of the zoo, their size and the weights that are shipped."""
+    from limbeck.report.catalogue import show_models
+
+    show_models()
+
+
+@app.command()
+def data() -> None:
+    """List the data sets that have a name."""
+    from limbeck.report.catalogue import show_data
+
+    show_data()
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that are shipped."""
+    from limbeck.report.catalogue import show_recipes
+
+    show_recipes()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command; an error that limbeck raised on purpose is printed without a traceback."""
+    try:
+        app(args=arguments, standalone_mode=True)
+    except KeyboardInterrupt:
+        _fail("stopped", 130)
+    except LimbeckError as error:
+        _fail(str(error), 130 if type(error).__name__ == "Interrupted" else 2)
+
+
+def _fail(message: str, status: int) -> Any:
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, soft_wrap=True).print(Text("limbeck: ", style="bold red") + Text(message))
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""The Python way in: any two modules, any data set, one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from limbeck.engine.roles import Role
+from limbeck.engine.run_folder import RunFolder
+from limbeck.engine.settings import TrainSettings
+from limbeck.engine.stage import Reporter, Stage
+from limbeck.evaluate import evaluate
+from limbeck.hyperparameters import validated_model
+from limbeck.methods.base import Method
+from limbeck.tasks.base import tasks
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What :func:`distill` returns.
+
+    Attributes:
+        student: the deployable student, in eval mode.
+        results: what the evaluations said, by name; empty without ``evaluate_on``.
+    """
+
+    student: nn.Module
+    results: dict[str, Any]
+
+
+def distill(
+    teacher: nn.Module | None,
+    student: nn.Module,
+    train_set: Any,
+    *,
+    method: str | Mapping[str, Any] | Method = "kd",
+    evaluate_on: Any = None,
+    evaluations: Sequence[str] = ("accuracy", "agreement", "calibration"),
+    task: str = "classification",
+    augment: Sequence[Mapping[str, Any]] = (),
+    views: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    taps: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+    roles: Mapping[str, Role] | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    reporter: Reporter | None = None,
+    **train: Any,
+) -> Distilled:
+    """Trains ``student`` on ``train_set`` to do what ``teacher`` does.
+
+    Args:
+        teacher: the large model, frozen throughout: parameters and buffers are byte-identical afterwards. None for methods without one.
+        student: the small model, trained in place.
+        train_set: a name (``"fashion-mnist"``), a pair of tensors ``(inputs, labels)``, or any torch ``Dataset`` of such pairs.
+        method: a name, a mapping with a name and hyperparameters, or a :class:`~limbeck.methods.base.Method` of your own.
+        evaluate_on: test data, in the forms of ``train_set``.
+        evaluations: what to measure on it.
+        task: how models are run.
+        augment: augmentation of the training data, as in a recipe; none by default.
+        views: further views of each sample, by name, for methods that need them.
+        taps: by role and tap group, the modules whose outputs are features (``{"student": {"stages": ["layer1", "layer2"]}}``).
+        roles: further roles, for methods with more than a student and a teacher.
+        seed: seed of the order of samples, augmentation and of what the method draws.
+        out: a folder for metrics and checkpoints; with it, an interrupted call continues when it is made again.
+        reporter: shows progress, for example ``limbeck.report.progress.ConsoleReporter()``.
+        **train: entries of a recipe's ``train`` section: ``epochs``, ``batch_size``, ``lr``, ``optimizer`` ...
+
+    Raises:
+        LimbeckError: something is unknown or does not fit; the message says what and how to mend it.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> x, y = torch.randn(64, 8), torch.randint(0, 3, (64,))
+        >>> teacher, student = nn.Linear(8, 3), nn.Linear(8, 3)
+        >>> done = distill(teacher, student, (x, y), method="kd", evaluate_on=(x, y), epochs=1, batch_size=32)
+        >>> sorted(done.results)
+        ['accuracy', 'agreement', 'calibration']
+    """
+    from limbeck.data.load import as_source
+    from limbeck.data.loader import Loader
+    from limbeck.recipes.build import accuracy_on, make_method
+
+    settings = validated_model(TrainSettings, train, "train")
+    spec = {"name": method} if isinstance(method, str) else method
+    built, weights = (spec, {}) if isinstance(spec, Method) else make_method(spec)
+    how = tasks[task].part()
+    source = as_source(train_set, split="train")
+    loader = Loader(source, augment, batch_size=settings.batch_size, seed=seed, views=views or {}, workers=settings.workers)
+    held = None
+    if evaluate_on is not None:
+        held = Loader(as_source(evaluate_on, split="test"), (), batch_size=max(256, settings.batch_size), seed=seed, shuffle=False)
+    tapped = taps or {}
+    all_roles = {"student": Role(model=student, taps=tapped.get("student")), **(roles or {})}
+    if teacher is not None:
+        all_roles["teacher"] = Role(model=teacher, taps=tapped.get("teacher"))
+    folder = RunFolder(out, {"method": str(spec), "seed": seed, "train": settings.model_dump(mode="json")}) if out is not None else None
+    try:
+        stage = Stage(
+            method=built,
+            roles=all_roles,
+            task=how,
+            loader=loader,
+            settings=settings,
+            weights=weights,
+            labels=source.labels(),
+            num_classes=source.info.num_classes or None,
+            evaluate=None if held is None else lambda model: {"accuracy": accuracy_on(model, held, how)},
+            folder=folder,
+            seed=seed,
+            reporter=reporter,
+        )
+        stage.run()
+    finally:
+        if folder is not None:
+            folder.close()
+    finished = stage.student().eval()
+    results = {} if held is None else evaluate(finished, loader=held, task=how, teacher=teacher, names=evaluations)
+    return Distilled(finished, results)

@@ -1,0 +1,241 @@
+"""From a recipe to the parts of a stage: the one place where names become objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from limbeck import streams
+from limbeck.data.loader import Loader
+from limbeck.data.load import load_data
+from limbeck.data.source import Source
+from limbeck.engine import distributed
+from limbeck.engine.roles import Role
+from limbeck.engine.run_folder import RunFolder
+from limbeck.engine.stage import Reporter, Stage
+from limbeck.errors import RecipeError, suggest
+from limbeck.evaluate.predictions import predict
+from limbeck.functional.logit_transforms import logit_transform
+from limbeck.functional.metrics import accuracy
+from limbeck.methods.base import LogitMethod, Method, build_method
+from limbeck.recipes.schema import DataSpec, Recipe, RoleSpec, StageSpec
+from limbeck.students.loading import build_model, load_weights
+from limbeck.tasks.base import Task, tasks
+from limbeck.transforms import build_transform
+
+
+@dataclass(frozen=True)
+class StageData:
+    """The data of a stage.
+
+    Attributes:
+        train: training samples.
+        held: samples on which the student is judged: the test split, or the validation part where the recipe holds one out.
+        split: what ``held`` is, ``test`` or ``validation``.
+        loader: training batches.
+        held_loader: unaugmented batches of ``held``.
+    """
+
+    train: Source
+    held: Source
+    split: str
+    loader: Loader
+    held_loader: Loader
+
+
+def build_data(spec: DataSpec, stage: StageSpec, seed: int, *, views_seed: int | None = None, cycle: int | None = None) -> StageData:
+    """Returns the data of a stage.
+
+    Args:
+        spec: which data.
+        stage: its batch size, workers and the views that its method needs.
+        seed: seed of the order of samples.
+        views_seed: seed of the augmentation, that of a cache for example; ``seed`` when None.
+        cycle: number of epochs after which augmented views repeat, that of a cache; never when None.
+    """
+    where: dict[str, Any] = {"name": spec.name, **spec.options}
+    if spec.path is not None:
+        where["path"] = spec.path
+    if spec.limit is not None:
+        where["limit"] = spec.limit
+    if spec.validation:
+        where["validation"] = spec.validation
+    split = "validation" if spec.validation else "test"
+    train, held = load_data(where, split="train"), load_data(where, split=split)
+    train_settings = stage.train
+    common = {"normalize": spec.normalize, "workers": train_settings.workers}
+    loader = Loader(
+        train, train.info.augment if spec.augment is None else spec.augment, batch_size=train_settings.batch_size, seed=seed,
+        views=spec.views, views_seed=views_seed, cycle=cycle, rank=distributed.rank(), world_size=distributed.world_size(), **common,
+    )  # fmt: skip
+    held_loader = Loader(held, (), batch_size=max(256, train_settings.batch_size), seed=seed, shuffle=False, **common)
+    return StageData(train, held, split, loader, held_loader)
+
+
+def make_method(spec: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
+    """Returns a method and the weights that a recipe's ``method`` section sets.
+
+    Raises:
+        RecipeError: a hyperparameter is unknown or out of range, or the method has no logits to transform.
+    """
+    options = dict(spec)
+    if "name" not in options:
+        raise RecipeError("the method has no name; write `method: {name: kd}`")
+    name, weights, transform = str(options.pop("name")), options.pop("weights", {}), options.pop("logit_transform", None)
+    if not isinstance(weights, dict) or not all(isinstance(w, (int, float)) and not isinstance(w, bool) for w in weights.values()):
+        raise RecipeError(f"method.weights should be a mapping from a term's name to a number, for example {{ce: 1.0}}; it is {weights!r}")
+    method = build_method(name, **{str(k): v for k, v in options.items()})
+    if transform is not None:
+        if not isinstance(method, LogitMethod):
+            raise RecipeError(f"method '{name}' compares no logits, so logit_transform has nothing to change; remove it")
+        method.logit_transform = logit_transform(transform)
+    return method, weights
+
+
+@dataclass
+class BuiltStage:
+    """A stage, ready to run, and what surrounds it."""
+
+    stage: Stage
+    roles: dict[str, Role]
+    data: StageData
+    task: Task
+
+
+def build_stage(
+    recipe: Recipe,
+    spec: StageSpec,
+    *,
+    trust: bool = False,
+    folder: RunFolder | None = None,
+    reporter: Reporter | None = None,
+    earlier: Callable[[str, nn.Module], None] | None = None,
+) -> BuiltStage:
+    """Returns a stage with everything its recipe names.
+
+    Args:
+        recipe: the whole recipe.
+        spec: one of its stages.
+        trust: allow models that run the code they name.
+        folder: the run folder; None for a stage that writes nothing.
+        reporter: shows progress.
+        earlier: loads into a model the weights that an earlier stage, given by name, left behind.
+
+    Raises:
+        LimbeckError: something is unknown, missing or does not fit; the message says what and how to mend it.
+    """
+    if spec.task not in tasks:
+        raise RecipeError(f"unknown task '{spec.task}'. {suggest(spec.task, tasks)}")
+    task = tasks[spec.task].part()
+    # The method first: a misspelt name or value should not wait for data to be read.
+    torch.manual_seed(streams.torch_seed(recipe.seed, f"method/{spec.name}"))
+    method, weights = make_method(spec.method)
+    cache = next((role.cache for role in spec.roles.values() if role.cache is not None), None)
+    data = build_data(spec.data, spec, recipe.seed, **(_cached_views(cache) if cache else {}))
+    builder = _RoleBuilder(recipe, spec, data, task, trust, earlier)
+    roles = {name: builder.build(name, role) for name, role in spec.roles.items()}
+    torch.manual_seed(streams.torch_seed(recipe.seed, f"train/{spec.name}"))
+    stage = Stage(
+        method=method,
+        roles=roles,
+        task=task,
+        loader=data.loader,
+        settings=spec.train,
+        weights=weights,
+        transforms=[build_transform(t, seed=recipe.seed, num_classes=data.train.info.num_classes) for t in spec.transforms],
+        labels=data.train.labels(),
+        num_classes=data.train.info.num_classes or None,
+        evaluate=lambda student: {"accuracy": accuracy_on(student, data.held_loader, task)},
+        folder=folder,
+        name=spec.name,
+        seed=recipe.seed,
+        reporter=reporter,
+    )
+    return BuiltStage(stage, roles, data, task)
+
+
+def accuracy_on(student: nn.Module, loader: Loader, task: Task) -> float:
+    """Returns a student's top-1 accuracy."""
+    found = predict({"student": student}, loader, task)
+    return accuracy(found.logits["student"], found.labels).item()
+
+
+def _cached_views(folder: str) -> dict[str, Any]:
+    """Returns the seed and the number of views of a cache, which the loader must replay."""
+    from limbeck.teachers.cache import CachedTeacher
+
+    header = CachedTeacher.header(folder)
+    return {"views_seed": header.seed, "cycle": header.epochs}
+
+
+@dataclass
+class _RoleBuilder:
+    """Makes roles from their specs."""
+
+    recipe: Recipe
+    stage: StageSpec
+    data: StageData
+    task: Task
+    trust: bool
+    earlier: Callable[[str, nn.Module], None] | None
+
+    def build(self, name: str, spec: RoleSpec) -> Role:
+        if spec.cache is not None:
+            return Role(provider=self._cache(spec.cache))
+        if spec.ensemble is not None:
+            return Role(provider=self._ensemble(name, spec))
+        if spec.ema is not None:
+            return Role(ema_of=spec.ema.of, decay=spec.ema.decay, taps=spec.taps, precision=spec.precision)
+        model = self._from_stage(name, spec) if spec.from_stage is not None else self._model(name, spec)
+        return Role(model=model, taps=spec.taps, precision=spec.precision, differentiable=spec.differentiable)
+
+    def _model(self, name: str, spec: RoleSpec) -> nn.Module:
+        info = self.data.train.info
+        # One stream a role: the student starts from the same weights whatever the method, the teacher and the other roles are.
+        torch.manual_seed(streams.torch_seed(self.recipe.seed, f"init/{name}"))
+        assert spec.model is not None
+        model = build_model(spec.model, num_classes=info.num_classes, input_shape=info.input_shape, trust=self.trust)
+        if spec.weights is not None:
+            load_weights(model, spec.weights, model_name=_model_name(spec.model), data_name=info.name)
+        return model
+
+    def _from_stage(self, name: str, spec: RoleSpec) -> nn.Module:
+        stages = {s.name: s for s in self.recipe.stages}
+        if spec.from_stage not in stages or self.earlier is None:
+            raise RecipeError(f"roles.{name}.from_stage names no earlier stage '{spec.from_stage}'. {suggest(str(spec.from_stage), stages)}")
+        origin = stages[spec.from_stage].roles.get("student")
+        if origin is None or origin.model is None:
+            raise RecipeError(f"the stage '{spec.from_stage}' has no student model to take")
+        model = self._model("student", origin)
+        self.earlier(spec.from_stage, model)
+        return model
+
+    def _cache(self, folder: str) -> Any:
+        from limbeck.teachers.cache import CachedTeacher
+
+        return CachedTeacher(Path(folder), self.data.loader)
+
+    def _ensemble(self, name: str, spec: RoleSpec) -> Any:
+        from limbeck.teachers.ensemble import Ensemble
+        from limbeck.teachers.live import FrozenTeacher
+
+        members: list[Any] = []
+        for number, member in enumerate(spec.ensemble or ()):
+            role = self.build(f"{name}{number}", member)
+            members.append(role.provider if role.provider is not None else FrozenTeacher(name, _required(role.model), self.task))
+        return Ensemble(members, weights=spec.member_weights, average=spec.average)  # type: ignore[arg-type]
+
+
+def _required(model: nn.Module | None) -> nn.Module:
+    if model is None:
+        raise RecipeError("a member of an ensemble is a model or a cache, not a moving average")
+    return model
+
+
+def _model_name(spec: str | dict[str, Any]) -> str:
+    return spec if isinstance(spec, str) else str(spec.get("name", ""))

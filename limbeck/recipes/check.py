@@ -1,0 +1,148 @@
+"""Whether a recipe can work, and what it will cost, found out in seconds and without training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.recipes.build import BuiltStage, accuracy_on, build_stage
+from limbeck.recipes.load import load_recipe
+from limbeck.signals import as_term
+
+_STEPS = 4
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check found.
+
+    Attributes:
+        tables: rows ``(what, value)`` by title, a table a stage.
+        verdict: one sentence.
+    """
+
+    tables: dict[str, list[tuple[str, str]]]
+    verdict: str
+
+
+def check_recipe(recipe: str | Path | dict[str, Any], overrides: Sequence[str] = (), *, trust: bool = False) -> Checked:
+    """Builds every stage, takes a few steps on copies of nothing that is kept, and forecasts time and memory.
+
+    Raises:
+        LimbeckError: the recipe cannot work; the message says why and how to mend it.
+    """
+    loaded = load_recipe(recipe, overrides)
+    tables: dict[str, list[tuple[str, str]]] = {}
+    seconds = 0.0
+    for spec in loaded.stages:
+        # Weights of earlier stages do not exist yet; shapes, time and memory do not depend on them.
+        built = build_stage(loaded, spec, trust=trust, earlier=lambda name, model: None)
+        rows, cost = _describe(built)
+        tables[f"stage {spec.name}: {spec.method['name']} on {spec.data.name}"] = rows
+        seconds += cost
+    return Checked(tables, f"the recipe works; it will take about {duration(seconds)} on this machine")
+
+
+def _describe(built: BuiltStage) -> tuple[list[tuple[str, str]], float]:
+    stage, data = built.stage, built.data
+    batch = stage.first_batch()
+    activations = _saved_bytes(built)
+    step = _step_seconds(built)
+    started = time.perf_counter()
+    accuracy_on(stage.student(), data.held_loader, built.task)
+    evaluation = time.perf_counter() - started
+    every = stage.settings.evaluate_every
+    evaluations = stage.settings.epochs // every if every else 1
+    total = step * stage.total_steps + evaluation * evaluations
+    trained = sum(p.numel() * p.element_size() for p in stage.parameters())
+    rows = [
+        ("samples", f"{len(data.train)} to train, {len(data.held)} to judge ({data.split})"),
+        ("inputs", f"{tuple(batch['inputs'].shape)}, {data.train.info.num_classes} classes"),
+        *((f"role {name}", _role(name, built)) for name in stage.observers),
+        *((f"taps of {name}", taps) for name, taps in _taps(built)),
+        ("terms", _terms(built)),
+        ("steps", f"{stage.total_steps} of {1000 * step:.1f} ms, and {evaluations} evaluations of {evaluation:.2f} s"),
+        ("time", duration(total)),
+        ("memory", f"{_mebibytes(4 * trained)} for weights, gradients and optimizer, {_mebibytes(activations)} for activations"),
+    ]
+    return rows, total
+
+
+def _role(name: str, built: BuiltStage) -> str:
+    observer = built.stage.observers[name]
+    model = getattr(observer, "model", None)
+    kind = "trains" if name in built.stage.learners else "frozen"
+    if not isinstance(model, nn.Module):
+        return type(observer).__name__
+    return f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters, {kind}"
+
+
+def _taps(built: BuiltStage) -> list[tuple[str, str]]:
+    found = []
+    for name, observer in built.stage.observers.items():
+        groups = observer.taps.groups if hasattr(observer, "taps") else {}
+        if groups:
+            found.append((name, "; ".join(f"{group}: {', '.join(paths)}" for group, paths in groups.items())))
+    return found
+
+
+def _terms(built: BuiltStage) -> str:
+    batch = built.stage.first_batch()
+    with torch.no_grad():
+        terms = built.stage.terms(batch)
+    weights = built.stage.method.weights
+    return ", ".join(f"{name} {float(as_term(value).mean()):.4g} (weight {_weight(weights[name])})" for name, value in terms.items())
+
+
+def _weight(weight: Any) -> str:
+    return str(weight) if callable(weight) else f"{weight:g}"
+
+
+def _step_seconds(built: BuiltStage) -> float:
+    times = []
+    batch = built.stage.first_batch()
+    for _ in range(_STEPS):
+        started = time.perf_counter()
+        built.stage.rehearse(batch)
+        times.append(time.perf_counter() - started)
+    return median(times[1:])
+
+
+def _saved_bytes(built: BuiltStage) -> int:
+    """Bytes that autograd keeps for the backward pass of one step, each storage once."""
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        built.stage.terms(built.stage.first_batch())
+    return sum(seen.values())
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """Returns a duration as people say it.
+
+    Example:
+        >>> duration(42), duration(250), duration(9000)
+        ('42 s', '4 min 10 s', '2 h 30 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{max(whole, 1)} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

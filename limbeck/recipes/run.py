@@ -1,0 +1,199 @@
+"""Runs recipes: stage after stage, then the evaluation, all of it resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from limbeck.engine import distributed
+from limbeck.engine.interruption import Interrupted
+from limbeck.engine.run_folder import RunFolder
+from limbeck.engine.stage import Reporter
+from limbeck.errors import RunFolderError
+from limbeck.evaluate import evaluate, predict
+from limbeck.recipes.build import BuiltStage, build_stage
+from limbeck.recipes.load import as_plain, load_recipe
+from limbeck.recipes.schema import Recipe, StageSpec
+from limbeck.students.loading import load_weights, save_weights
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run left behind.
+
+    Attributes:
+        folder: the run folder.
+        results: what the evaluations said, by name, and ``method``, ``seed``, ``split``.
+    """
+
+    folder: Path
+    results: dict[str, Any]
+
+
+def run_recipe(
+    recipe: str | Path | dict[str, Any] | Recipe,
+    overrides: Sequence[str] = (),
+    *,
+    out: Path | None = None,
+    trust: bool = False,
+    reporter: Reporter | None = None,
+) -> FinishedRun:
+    """Trains what a recipe says, or continues where an earlier call was stopped, or returns what it already found.
+
+    Args:
+        recipe: a file, the name of a shipped recipe, a mapping or a loaded recipe.
+        overrides: ``key=value`` strings.
+        out: the run folder; ``runs/<name>-<hash>`` when None.
+        trust: allow models that run the code they name.
+        reporter: shows progress.
+
+    Raises:
+        LimbeckError: something is unknown, missing, does not fit or went wrong; the message says what and how to mend it.
+        Interrupted: SIGINT or SIGTERM came; the same call continues.
+    """
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+    plain = as_plain(loaded)
+    path = out or default_folder(recipe, plain)
+    distributed.start()
+    if loaded.stages[0].train.threads is not None:
+        torch.set_num_threads(loaded.stages[0].train.threads)
+    folder = RunFolder(path, plain) if distributed.rank() == 0 else None
+    try:
+        if distributed.broadcast_object(folder.finished if folder is not None else False):
+            return FinishedRun(path, json.loads((path / "results.json").read_text()))
+        built = _run_stages(loaded, path, folder, trust=trust, reporter=reporter)
+        results = _conclude(loaded, built, folder) if folder is not None else {}
+        distributed.barrier()
+        return FinishedRun(path, results)
+    finally:
+        if folder is not None:
+            folder.close()
+
+
+def default_folder(recipe: Any, plain: dict[str, Any]) -> Path:
+    """Returns ``runs/<name>-<hash of the resolved recipe>``: the same recipe always finds its own run again."""
+    name = Path(str(recipe)).name.removesuffix(".yaml") if isinstance(recipe, (str, Path)) else "recipe"
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
+    return Path("runs") / f"{name}-{digest}"
+
+
+def _run_stages(recipe: Recipe, path: Path, folder: RunFolder | None, *, trust: bool, reporter: Reporter | None) -> BuiltStage:
+    built: BuiltStage | None = None
+    for number, spec in enumerate(recipe.stages):
+        left = path / "stages" / spec.name
+        built = build_stage(
+            recipe, spec, trust=trust, folder=folder, reporter=reporter, earlier=lambda name, model: _load_left(path, name, "student", model)
+        )
+        if (left / "done").exists():
+            for role, model in built.stage.learners.items():
+                _load_left(path, spec.name, role, model)
+            load_weights(built.stage.method, left / "method.safetensors") if any(True for _ in built.stage.method.state_dict()) else None
+            continue
+        if number:
+            _go_on(recipe.stages[number - 1], spec, path, built)
+        built.stage.run()
+        if folder is not None:
+            _leave(left, built)
+        distributed.barrier()
+    assert built is not None
+    return built
+
+
+def _load_left(path: Path, stage: str, role: str, model: nn.Module) -> None:
+    load_weights(model, path / "stages" / stage / f"{role}.safetensors")
+
+
+def _go_on(before: StageSpec, spec: StageSpec, path: Path, built: BuiltStage) -> None:
+    """Learners of a later stage start from what the stage before left, unless they are fresh or of another model."""
+    for role, model in built.stage.learners.items():
+        now, then = spec.roles[role], before.roles.get(role)
+        if then is not None and not now.fresh and now.model == then.model and (path / "stages" / before.name / f"{role}.safetensors").exists():
+            _load_left(path, before.name, role, model)
+
+
+def _leave(left: Path, built: BuiltStage) -> None:
+    """Keeps what a finished stage learnt; the marker comes last, so that a kill in between repeats nothing but this."""
+    left.mkdir(parents=True, exist_ok=True)
+    for role, model in built.stage.learners.items():
+        save_weights(model, left / f"{role}.safetensors")
+    if any(True for _ in built.stage.method.state_dict()):
+        save_weights(built.stage.method, left / "method.safetensors")
+    (left / "done").touch()
+
+
+def _conclude(recipe: Recipe, built: BuiltStage, folder: RunFolder) -> dict[str, Any]:
+    """Judges the student and writes what a run leaves behind, ``results.json`` last."""
+    last = recipe.stages[-1]
+    student = built.stage.student().eval()
+    results = {**_judge(recipe.evaluate, built, folder.path), "method": last.method["name"], "seed": recipe.seed, "split": built.data.split}
+    info = built.data.train.info
+    card = {
+        "method": last.method,
+        "roles": {name: role.model_dump(mode="json", exclude_none=True) for name, role in last.roles.items()},
+        "data": info.name,
+        "num_classes": info.num_classes,
+        "input_shape": list(info.input_shape),
+        "class_names": list(info.class_names),
+        "normalize": {"mean": list(info.mean), "std": list(info.std)} if last.data.normalize else None,
+        "licence_of_data": info.licence,
+        "seed": recipe.seed,
+    }
+    save_weights(student, folder.path / "student.safetensors", {"method": str(last.method["name"]), "data": info.name})
+    folder.write_json("student.json", card)
+    folder.write_json("results.json", results)
+    return results
+
+
+def _judge(names: Sequence[str], built: BuiltStage, path: Path) -> dict[str, Any]:
+    student = built.stage.student().eval()
+    role = built.roles.get("teacher")
+    teacher = role.model if role is not None else None
+    models = {"student": student} | ({"teacher": teacher} if teacher is not None else {})
+    found = predict(models, built.data.held_loader, built.task)
+    found.save(path / "predictions.safetensors")
+    return evaluate(student, loader=built.data.held_loader, task=built.task, teacher=teacher, names=names, predictions=found)
+
+
+def reopen(folder: Path, *, trust: bool = False) -> tuple[Recipe, BuiltStage]:
+    """Returns the recipe of a finished run and its last stage with the trained weights.
+
+    Raises:
+        RunFolderError: the folder is no finished run.
+    """
+    if not (folder / "results.json").exists():
+        raise RunFolderError(f"'{folder}' holds no finished run; run its recipe.yaml to the end first")
+    recipe = load_recipe(folder / "recipe.yaml")
+    return recipe, _run_stages(recipe, folder, None, trust=trust, reporter=None)
+
+
+def evaluate_run(folder: Path, names: Sequence[str] | None = None, *, trust: bool = False) -> FinishedRun:
+    """Judges the student of a finished run again and adds what is new to its results."""
+    recipe, built = reopen(folder, trust=trust)
+    results = json.loads((folder / "results.json").read_text())
+    results.update(_judge(names or recipe.evaluate, built, folder))
+    (folder / "results.json").write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
+    return FinishedRun(folder, results)
+
+
+def export_run(folder: Path, form: str = "onnx", out: Path | None = None, *, trust: bool = False) -> str:
+    """Writes the student of a finished run for deployment and says where it is and how exact."""
+    from limbeck.errors import RecipeError, suggest
+    from limbeck.export import export_onnx
+
+    if form != "onnx":
+        raise RecipeError(f"unknown export format '{form}'. {suggest(form, ['onnx'])}")
+    _, built = reopen(folder, trust=trust)
+    example = next(iter(built.data.held_loader.epoch(0)))["inputs"][:2]
+    card = json.loads((folder / "student.json").read_text())
+    written = export_onnx(built.stage.student().eval(), example, out or folder / "student.onnx", metadata=card)
+    return str(written)
+
+
+__all__ = ["FinishedRun", "Interrupted", "evaluate_run", "export_run", "reopen", "run_recipe"]

@@ -1,0 +1,118 @@
+"""What the command shows while it works and when it is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from limbeck.engine.stage import Reporter
+from limbeck.schedules import Progress as StageProgress
+
+if TYPE_CHECKING:
+    from limbeck.recipes.check import Checked
+    from limbeck.recipes.run import FinishedRun
+
+_SECONDS_BETWEEN_UPDATES = 0.1
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"), console=console,
+    )  # fmt: skip
+
+
+class ConsoleReporter(Reporter):
+    """Progress bars of stages, with the loss and the accuracy of the last evaluation."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._progress = _bar(console or Console(stderr=True))
+        self._task: Any = None
+        self._accuracy = ""
+        self._shown = 0.0
+
+    def __enter__(self) -> ConsoleReporter:
+        """Starts to draw."""
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Stops to draw."""
+        self._progress.stop()
+
+    def stage_started(self, name: str, progress: StageProgress) -> None:
+        """Adds a bar, filled as far as the stage had come."""
+        total = progress.steps_per_epoch * progress.epochs
+        self._accuracy = ""
+        self._task = self._progress.add_task(name, total=total, completed=progress.step, note="")
+
+    def step_done(self, progress: StageProgress, loss: float) -> None:
+        """Moves the bar, not more often than an eye can follow."""
+        now = time.monotonic()
+        if now - self._shown >= _SECONDS_BETWEEN_UPDATES:
+            self._shown = now
+            self._progress.update(self._task, completed=progress.step, note=f"loss {loss:.4g}{self._accuracy}")
+
+    def epoch_done(self, record: Mapping[str, Any]) -> None:
+        """Notes the accuracy where the epoch was evaluated."""
+        evaluation = record.get("evaluation", {})
+        self._accuracy = "".join(f"  {name} {value:.3f}" for name, value in evaluation.items())
+        self._progress.update(self._task, completed=record["step"], note=f"loss {record['loss']:.4g}{self._accuracy}")
+
+
+class ProgressBar:
+    """One bar for work that is counted: ``update(done, total)``."""
+
+    def __init__(self, description: str) -> None:
+        self._progress = _bar(Console(stderr=True))
+        self._task = self._progress.add_task(description, total=None, note="")
+
+    def __enter__(self) -> ProgressBar:
+        """Starts to draw."""
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Stops to draw."""
+        self._progress.stop()
+
+    def update(self, done: int, total: int) -> None:
+        """Moves the bar."""
+        self._progress.update(self._task, completed=done, total=total)
+
+
+def show_results(finished: FinishedRun) -> None:
+    """Prints the results of a run, student beside teacher where there is one."""
+    from limbeck.evaluate import measures, of_teacher
+    from limbeck.report.numbers import written
+
+    results = finished.results
+    teacher = of_teacher(results)
+    table = Table(title=f"{results.get('method', 'student')}, seed {results.get('seed', 0)}, {results.get('split', 'test')} data")
+    table.add_column("measure")
+    table.add_column("student", justify="right")
+    if teacher:
+        table.add_column("teacher", justify="right")
+    for measure in measures([name for name in results if isinstance(results[name], dict)]):
+        row = [written(measure.read(source), measure.unit) for source in ([results, teacher] if teacher else [results])]
+        table.add_row(measure.title, *row)
+    console = Console()
+    console.print(table)
+    console.print(f"run folder: {finished.folder}", soft_wrap=True)
+
+
+def show_check(checked: Checked) -> None:
+    """Prints what ``limbeck check`` found."""
+    console = Console()
+    for title, rows in checked.tables.items():
+        table = Table(title=title, show_header=False)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    console.print(checked.verdict, soft_wrap=True)
