@@ -60,9 +60,13 @@ def of_teacher(results: Mapping[str, Any]) -> dict[str, Results]:
 
 
 def measures(names: Iterable[str] | None = None) -> list[Measure]:
-    """Returns the measures of the evaluations called ``names`` (the default ones when None), in their order.
+    """Returns the measures of evaluations in the order of ``names``.
 
-    Raises:
-        UnknownNameError: no evaluation has that name.
+    Args:
+        names: names of evaluations, or results, whose entries that are no evaluation (``method``, ``seed``) are
+        passed over;
+            the default evaluations when None.
     """
-    return [m for name in (DEFAULT if names is None else names) for m in evaluations[name].about.get("measures", ())]
+    known = set(evaluations)
+    chosen = [name for name in (DEFAULT if names is None else names) if name in known]
+    return [measure for name in chosen for measure in evaluations[name].about.get("measures", ())]

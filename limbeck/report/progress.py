@@ -90,7 +90,6 @@ class ProgressBar:
 def show_results(finished: FinishedRun) -> None:
     """Prints the results of a run, student beside teacher where there is one."""
     from limbeck.evaluate import measures, of_teacher
-    from limbeck.report.numbers import written
 
     results = finished.results
     teacher = of_teacher(results)
@@ -99,8 +98,8 @@ def show_results(finished: FinishedRun) -> None:
     table.add_column("student", justify="right")
     if teacher:
         table.add_column("teacher", justify="right")
-    for measure in measures([name for name in results if isinstance(results[name], dict)]):
-        row = [written(measure.read(source), measure.unit) for source in ([results, teacher] if teacher else [results])]
+    for measure in measures(results):
+        row = [measure.text(measure.read(source)) for source in ([results, teacher] if teacher else [results])]
         table.add_row(measure.title, *row)
     console = Console()
     console.print(table)
