@@ -57,6 +57,30 @@ class Warmup:
         return self.value * min((progress.epoch + 1) / length, 1.0)
 
 
+@dataclass(frozen=True)
+class During:
+    """Is ``value`` during a part of the stage and zero outside it.
+
+    Attributes:
+        value: the weight inside.
+        start: where the part begins, as a fraction of the stage.
+        stop: where it ends.
+
+    Example:
+        >>> first_half = During(2.0, stop=0.5)
+        >>> [first_half(Progress(step, 1, 4)) for step in range(4)]
+        [2.0, 2.0, 0.0, 0.0]
+    """
+
+    value: float
+    start: float = 0.0
+    stop: float = 1.0
+
+    def __call__(self, progress: Progress) -> float:
+        """Returns the weight at ``progress``."""
+        return self.value if self.start <= progress.fraction < self.stop else 0.0
+
+
 def weight_at(weight: Weight, progress: Progress) -> float:
     """Returns a weight's value at ``progress``."""
     return weight(progress) if callable(weight) else weight

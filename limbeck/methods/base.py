@@ -98,8 +98,8 @@ class Method(nn.Module):
         """Keyword arguments of the constructor, by name."""
         return {n: p for n, p in inspect.signature(cls.__init__).parameters.items() if n != "self"}
 
-    def forward(self, batch: Batch, *roles: Signals) -> Terms:
-        """Returns the unweighted terms of the loss. A subclass names the roles it reads in place of ``*roles``."""
+    def forward(self, *batch_and_signals: Any, **signals: Any) -> Terms:
+        """Returns the unweighted terms of the loss. A subclass is ``forward(batch, student, ...)``: it names its roles."""
         raise TypeError(f"{type(self).__name__} does not define forward(batch, student, ...)")
 
     def build(self, setup: Setup) -> None:

@@ -1,0 +1,1 @@
+"""Methods that match intermediate feature maps."""
