@@ -35,16 +35,21 @@ class ReusedClassifier(nn.Module):
     def __init__(self, projector: nn.Module, head: nn.Linear, size: tuple[int, int]) -> None:
         super().__init__()
         self.projector = projector
-        self.head = nn.Linear(head.in_features, head.out_features, bias=head.bias is not None)
+        place = {"device": head.weight.device, "dtype": head.weight.dtype}
+        self.head = nn.Linear(head.in_features, head.out_features, bias=head.bias is not None, **place)
         self.head.load_state_dict(head.state_dict())
-        self.head.to(head.weight.device, head.weight.dtype).requires_grad_(False)
+        self.head.requires_grad_(False)
         self.size = size
+
+    def projected(self, features: Tensor) -> Tensor:
+        """Returns maps ``[B, C, H, W]`` in the teacher's channels, at the size they were trained at."""
+        if features.shape[2:] != self.size:
+            features = adaptive_avg_pool2d(features, self.size)
+        return project(self.projector, features)
 
     def forward(self, features: Tensor) -> Tensor:
         """Returns the logits ``[B, classes]`` of maps ``[B, C, H, W]``."""
-        if features.shape[2:] != self.size:
-            features = adaptive_avg_pool2d(features, self.size)
-        return self.head(project(self.projector, features).mean((2, 3)))
+        return self.head(self.projected(features).mean((2, 3)))
 
 
 class _Catch:

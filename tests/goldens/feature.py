@@ -1,0 +1,240 @@
+"""Replays of the methods that match feature maps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from goldens.replay import Case, gradients, replays
+from limbeck.anatomy import Anatomy
+from limbeck.methods.base import Method, Setup, build_method
+from limbeck.schedules import Progress, weight_at
+from limbeck.signals import Batch, Signals, as_term
+
+Results = dict[str, Any]
+
+
+def _maps(case: Case, stem: str, requires_grad: bool = False) -> dict[str, Tensor]:
+    """Returns the maps ``<stem>0``, ``<stem>1`` ... or the single map ``<stem>``, by name."""
+    return case.numbered(stem, requires_grad) or {stem: case.input(stem, requires_grad)}
+
+
+def _signals(features: Mapping[str, Sequence[Tensor]], rows: int, classes: int = 2) -> Signals:
+    maps = {group: tuple(tensors) for group, tensors in features.items()}
+    return Signals(logits=torch.zeros(rows, classes, dtype=torch.float64), features=maps)
+
+
+def _batch(rows: int) -> Batch:
+    return Batch(index=torch.arange(rows), labels=torch.zeros(rows, dtype=torch.long))
+
+
+def _built(
+    name: str, student: Signals, teacher: Signals, models: Mapping[str, nn.Module] | None = None, **config: Any
+) -> Method:
+    """Returns the method in train mode and float64, fitted to the signals."""
+    method = build_method(name, **config)
+    signals = {"student": student.detach(), "teacher": teacher.detach()}
+    method.build(Setup(signals=signals, models=models or {}, taps={"student": {"stages": ["map"]}}))
+    return method.double().train()
+
+
+def _norm_eps(method: nn.Module, case: Case) -> None:
+    for module in method.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = float(case.config.get("bn_eps", module.eps))
+
+
+def _loss(method: Method, student: Signals, teacher: Signals, term: str) -> Tensor:
+    rows = next(iter(student.features.values()))[0].shape[0]
+    return as_term(method(_batch(rows), student, teacher)[term]).mean()
+
+
+def _weighted(method: Method, case: Case, term: str, loss: Tensor) -> Tensor:
+    """The loss at the file's weight, which should be the published default unless the file has another."""
+    default = weight_at(method.weights[term], Progress(0, 1, 1))
+    return loss * case.config.get("feat_weight", default)
+
+
+def _stage_method(case: Case, name: str, term: str, **config: Any) -> Results:
+    """Replays a method without parameters on one map or several."""
+    ours, theirs = _maps(case, "student_feat", requires_grad=True), _maps(case, "teacher_feat")
+    rows = next(iter(ours.values())).shape[0]
+    student = _signals({"stages": list(ours.values())}, rows)
+    teacher = _signals({"stages": list(theirs.values())}, rows)
+    method = _built(name, student, teacher, **config)
+    loss = _loss(method, student, teacher, term)
+    return {"out.loss": loss, "out.loss_weighted": _weighted(method, case, term, loss), **gradients(loss, ours)}
+
+
+@replays("at")
+def attention_transfer(case: Case) -> Results:
+    """Sum over the stages."""
+    return _stage_method(case, "at", "at", p=case.config.get("p", 2))
+
+
+@replays("nst")
+def neuron_selectivity(case: Case) -> Results:
+    """The kernel is written as ``poly d=2 c=0``."""
+    text = str(case.config.get("kernel", "poly d=2 c=0"))
+    found = {key: float(value) for key, value in re.findall(r"\b([dc])\s*=\s*([\d.]+)", text)}
+    kernel = next((k for k in ("linear", "gaussian") if k in text.lower()), "polynomial")
+    return _stage_method(case, "nst", "nst", kernel=kernel, degree=int(found.get("d", 2)), offset=found.get("c", 0.0))
+
+
+@replays("fsp")
+def flow(case: Case) -> Results:
+    """The first map is the stem's; each pair of neighbours also alone."""
+    ours, theirs = _maps(case, "student_feat", requires_grad=True), _maps(case, "teacher_feat")
+
+    def loss_of(first: int, last: int) -> Tensor:
+        sides = []
+        for maps in (list(ours.values()), list(theirs.values())):
+            chosen = maps[first : last + 1]
+            sides.append(_signals({"stem": chosen[:1], "stages": chosen[1:]}, chosen[0].shape[0]))
+        return _loss(_built("fsp", *sides), *sides, "fsp")
+
+    loss = loss_of(0, len(ours) - 1)
+    pairs = {f"out.loss_pair{i}": loss_of(i, i + 1) for i in range(len(ours) - 1)}
+    weight = case.config.get("feat_weight", 50.0)
+    return {"out.loss": loss, "out.loss_weighted": weight * loss, **pairs, **gradients(loss, ours)}
+
+
+@replays("fitnet")
+def hint(case: Case) -> Results:
+    """One map a side; the regressor is ``conv``, then ``bn``."""
+    ours, theirs = _maps(case, "student_feat", requires_grad=True), _maps(case, "teacher_feat")
+    rows = next(iter(ours.values())).shape[0]
+    student = _signals({"stages": list(ours.values())}, rows)
+    teacher = _signals({"stages": list(theirs.values())}, rows)
+    method = _built("fitnet", student, teacher, hint_stage=1)
+    _norm_eps(method, case)
+    names = {n: n.replace("conv.", "regressor.0.").replace("bn.", "regressor.1.") for n in case.input_names()}
+    parameters = case.load_into(method, {n: target for n, target in names.items() if target.startswith("regressor.")})
+    loss = _loss(method, student, teacher, "hint")
+    results = gradients(loss, {**ours, **parameters})
+    return {"out.loss": loss, "out.loss_weighted": _weighted(method, case, "hint", loss), **results}
+
+
+@replays("vid")
+def information(case: Case) -> Results:
+    """Stages are numbered where there is more than one."""
+    ours, theirs = _maps(case, "student_feat", requires_grad=True), _maps(case, "teacher_feat")
+    rows = next(iter(ours.values())).shape[0]
+    student = _signals({"stages": list(ours.values())}, rows)
+    teacher = _signals({"stages": list(theirs.values())}, rows)
+    config = {"init_variance": case.config.get("init_pred_var", 5.0), "min_variance": case.config.get("eps", 1e-5)}
+    method = _built("vid", student, teacher, **config)
+    parameters = case.load_into(
+        method, {"log_scale": "stages.0.log_scale"}
+        | {f"regressor{i}.weight": f"stages.0.mean.{i}.weight" for i in (0, 2, 4)},
+    )  # fmt: skip
+    loss = _loss(method, student, teacher, "vid")
+    stage = method.get_submodule("stages.0")
+    return {
+        "out.loss": loss,
+        "out.loss_weighted": _weighted(method, case, "vid", loss),
+        "out.pred_mean": stage.mean(next(iter(ours.values()))),
+        "out.pred_var": stage.variance(),
+        **gradients(loss, {**ours, **parameters}),
+    }
+
+
+class _Normalised(nn.Module):
+    """A teacher that consists of the normalisations OFD reads."""
+
+    def __init__(self, case: Case, stages: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList()
+        for i in range(stages):
+            norm = nn.BatchNorm2d(len(case.input(f"teacher_bn{i}.weight")))
+            case.load_into(norm, {f"teacher_bn{i}.{part}": part for part in ("weight", "bias")})
+            self.norms.append(norm)
+        self.anatomy = Anatomy(norms=tuple(f"norms.{i}" for i in range(stages)))
+
+
+@replays("ofd")
+def overhaul(case: Case) -> Results:
+    """Connectors are ``connector.<stage>.<layer>``."""
+    ours, theirs = _maps(case, "student_feat", requires_grad=True), _maps(case, "teacher_preact")
+    rows = next(iter(ours.values())).shape[0]
+    student = _signals({"preacts": list(ours.values())}, rows)
+    teacher = _signals({"preacts": list(theirs.values())}, rows)
+    model = _Normalised(case, len(theirs))
+    method = _built("ofd", student, teacher, {"teacher": model}, kernel_size=case.config.get("kernel_size", 1))
+    _norm_eps(method, case)
+    names = {n: n.replace("connector.", "connectors.") for n in case.input_names("connector.")}
+    parameters = case.load_into(method, names)
+    loss = _loss(method, student, teacher, "ofd")
+    margins = {f"out.margin{i}": margin for i, margin in enumerate(method.margins())}
+    weighted = _weighted(method, case, "ofd", loss)
+    return {"out.loss": loss, "out.loss_weighted": weighted, **margins, **gradients(loss, {**ours, **parameters})}
+
+
+_FUSION_PARTS = {"conv1": "entry", "conv2": "exit"}
+
+
+def _fusion_name(name: str, levels: int) -> str:
+    """Turns ``abf.<from deep>.<part>`` into our name: ``fusions.<from shallow>.<part>``."""
+    _, number, part, *rest = name.split(".")
+    # The attention convolution is alone in its block, so its layer number goes.
+    tail = ["gate", *rest[1:]] if part == "att_conv" else [_FUSION_PARTS[part], *rest]
+    return ".".join(["fusions", str(levels - 1 - int(number)), *tail])
+
+
+@replays("reviewkd")
+def review(case: Case) -> Results:
+    """The loss of the file includes the weight at its epoch, counted from 1."""
+    ours, theirs = _maps(case, "student_feat", requires_grad=True), _maps(case, "teacher_preact")
+    pooled = case.input("student_pooled", requires_grad=True)
+    student = _signals({"stages": list(ours.values()), "pooled": [pooled]}, len(pooled))
+    teacher = _signals({"preacts": list(theirs.values()), "pooled": [case.input("teacher_pooled")]}, len(pooled))
+    config = case.config
+    method = _built(
+        "reviewkd", student, teacher, weight=config.get("weight", 5.0),
+        warmup_epochs=config.get("warmup_epochs", 20), mid_channels=config.get("mid_channel"),
+    )  # fmt: skip
+    _norm_eps(method, case)
+    parameters = case.load_into(method, {n: _fusion_name(n, len(ours) + 1) for n in case.input_names("abf.")})
+    unweighted = _loss(method, student, teacher, "review")
+    progress = Progress(int(config.get("epoch", 10**6)) - 1, 1, 240)
+    loss = weight_at(method.weights["review"], progress) * unweighted
+    outputs = {f"out.review_out{i}": output for i, output in enumerate(method.review(student))}
+    leaves = {**ours, "student_pooled": pooled, **parameters}
+    return {"out.loss": loss, "out.loss_unweighted": unweighted, **outputs, **gradients(loss, leaves)}
+
+
+class _Classified(nn.Module):
+    """A teacher that consists of the classifier SimKD reuses."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        classes, width = case.input("cls_t.weight").shape
+        self.head = nn.Linear(width, classes).double()
+        case.load_into(self.head, {"cls_t.weight": "weight", "cls_t.bias": "bias"})
+        self.anatomy = Anatomy(head="head")
+
+
+@replays("simkd")
+def reused_classifier(case: Case) -> Results:
+    """The projector is ``transfer.<layer>``."""
+    ours = {"student_feat": case.input("student_feat", requires_grad=True)}
+    theirs = case.input("teacher_feat")
+    student = _signals({"stages": list(ours.values())}, len(theirs))
+    teacher = _signals({"stages": [theirs], "pooled": [theirs.mean((2, 3))]}, len(theirs))
+    models = {"teacher": _Classified(case)}
+    method = _built("simkd", student, teacher, models, factor=case.config.get("factor", 2))
+    _norm_eps(method, case)
+    names = {n: n.replace("transfer.", "classifier.projector.") for n in case.input_names("transfer.")}
+    parameters = case.load_into(method, names)
+    loss = _loss(method, student, teacher, "simkd")
+    classifier = method.get_submodule("classifier")
+    return {
+        "out.loss": loss,
+        "out.student_logits": classifier(ours["student_feat"]),
+        "out.trans_feat_s": classifier.projected(ours["student_feat"]),
+        **gradients(loss, {**ours, **parameters}),
+    }
