@@ -48,15 +48,15 @@ class StageData:
     held_loader: Loader
 
 
-def build_data(spec: DataSpec, stage: StageSpec, seed: int, *, views_seed: int | None = None, cycle: int | None = None) -> StageData:
+def build_data(spec: DataSpec, stage: StageSpec, seed: int, *, view_seed: int | None = None, view_epochs: int | None = None) -> StageData:
     """Returns the data of a stage.
 
     Args:
         spec: which data.
         stage: its batch size, workers and the views that its method needs.
         seed: seed of the order of samples.
-        views_seed: seed of the augmentation, that of a cache for example; ``seed`` when None.
-        cycle: number of epochs after which augmented views repeat, that of a cache; never when None.
+        view_seed: seed of the augmentation, that of a cache for example; ``seed`` when None.
+        view_epochs: number of epochs after which augmented views repeat, that of a cache; never when None.
     """
     where: dict[str, Any] = {"name": spec.name, **spec.options}
     if spec.path is not None:
@@ -71,7 +71,8 @@ def build_data(spec: DataSpec, stage: StageSpec, seed: int, *, views_seed: int |
     common = {"normalize": spec.normalize, "workers": train_settings.workers}
     loader = Loader(
         train, train.info.augment if spec.augment is None else spec.augment, batch_size=train_settings.batch_size, seed=seed,
-        views=spec.views, views_seed=views_seed, cycle=cycle, rank=distributed.rank(), world_size=distributed.world_size(), **common,
+        views=spec.views, view_seed=view_seed, view_epochs=view_epochs,
+        rank=distributed.rank(), world_size=distributed.world_size(), **common,
     )  # fmt: skip
     held_loader = Loader(held, (), batch_size=max(256, train_settings.batch_size), seed=seed, shuffle=False, **common)
     return StageData(train, held, split, loader, held_loader)
@@ -170,7 +171,7 @@ def _cached_views(folder: str) -> dict[str, Any]:
     from limbeck.teachers.cache import CachedTeacher
 
     header = CachedTeacher.header(folder)
-    return {"views_seed": header.seed, "cycle": header.epochs}
+    return {"view_seed": header.seed, "view_epochs": len(header.views)}
 
 
 @dataclass
@@ -199,7 +200,8 @@ class _RoleBuilder:
         # One stream a role: the student starts from the same weights whatever the method, the teacher and the other roles are.
         torch.manual_seed(streams.torch_seed(self.recipe.seed, f"init/{name}"))
         assert spec.model is not None
-        model = build_model(spec.model, num_classes=info.num_classes, input_shape=info.input_shape, trust=self.trust)
+        shown = {"mean": info.mean, "std": info.std} if self.stage.data.normalize else {}
+        model = build_model(spec.model, num_classes=info.num_classes, input_shape=self.data.loader.input_shape, trust=self.trust, **shown)
         if spec.weights is not None:
             load_weights(model, spec.weights, model_name=_model_name(spec.model), data_name=info.name)
         return model

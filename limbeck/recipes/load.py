@@ -30,9 +30,7 @@ def load_recipe(where: str | Path | Mapping[str, Any], overrides: Iterable[str] 
     Raises:
         RecipeError: the file is not a recipe, a key is unknown or a value is out of range; the message names the key and near matches.
     """
-    data = copy.deepcopy(dict(where)) if isinstance(where, Mapping) else _read(str(where))
-    for override in overrides:
-        _override(data, override)
+    data = with_overrides(dict(where) if isinstance(where, Mapping) else _read(str(where)), overrides)
     single = "stages" not in data
     try:
         return _check(_stages_spelled_out(data), str(where) if not isinstance(where, Mapping) else "recipe")
@@ -61,6 +59,18 @@ def _read(where: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise RecipeError(f"the recipe '{where}' should be a mapping with keys such as data, roles, method; it is {type(data).__name__}")
     return data
+
+
+def with_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Returns a copy of nested data with ``a.b.0.c=value`` overrides applied.
+
+    Raises:
+        RecipeError: an override is malformed or reaches where nothing is.
+    """
+    changed = copy.deepcopy(dict(data))
+    for override in overrides:
+        _override(changed, override)
+    return changed
 
 
 def _override(data: dict[str, Any], override: str) -> None:

@@ -1,0 +1,1 @@
+"""Comparisons of methods on equal terms, and the results that limbeck ships."""

@@ -1,0 +1,122 @@
+"""Runs a comparison: every arm and seed is a run folder of its own, so a killed comparison continues."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+from limbeck.bench.page import write_page
+from limbeck.bench.suite import load_suite
+from limbeck.bench.table import Row, write_csv
+from limbeck.errors import LimbeckError
+from limbeck.recipes.load import as_plain
+from limbeck.recipes.schema import Recipe
+
+
+def run_suite(
+    where: str, overrides: Sequence[str] = (), *, out: Path | None = None, workers: int | None = None, trust: bool = False
+) -> Path:
+    """Runs what is missing of a comparison and writes its table and page.
+
+    Args:
+        where: a suite file or the name of a shipped suite.
+        overrides: ``key=value`` strings, such as ``recipe.train.epochs=2`` or ``seeds=[0]``.
+        out: folder of the runs, ``results.csv`` and ``results.html``; ``runs/bench-<suite>`` when None.
+        workers: runs at a time, each on one thread; one a core when None.
+        trust: allow models that run the code they name.
+
+    Returns:
+        The page.
+
+    Raises:
+        LimbeckError: the suite is malformed, or arms failed; those that worked are kept, and the message names the others.
+    """
+    name, suite = load_suite(where, overrides)
+    folder = out or Path("runs") / f"bench-{name}"
+    recipes = suite.recipes()
+    failures: dict[str, str] = {}
+    for label, problem in _run_all(recipes, folder, workers or os.cpu_count() or 1, trust):
+        if problem:
+            failures[label] = problem
+    rows = [row for (label, seed), recipe in recipes.items() if (row := _row(name, label, seed, recipe, folder)) is not None]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(rows, folder / "results.csv")
+    page = write_page(name, suite.about, rows, folder / "results.html")
+    if failures:
+        said = "; ".join(f"{label}: {problem}" for label, problem in sorted(failures.items()))
+        raise LimbeckError(f"{len(failures)} of {len(recipes)} runs failed ({said}). The others are in '{page}'")
+    return page
+
+
+def run_folder(folder: Path, label: str, seed: int) -> Path:
+    """Returns where an arm's run with a seed is."""
+    return folder / "runs" / f"{label}-seed{seed}"
+
+
+def _run_all(recipes: dict[tuple[str, int], Recipe], folder: Path, workers: int, trust: bool) -> Iterator[tuple[str, str]]:
+    """Yields the label of each run that ended, with what went wrong or an empty string."""
+    from limbeck.report.progress import ProgressBar
+
+    with (
+        ProgressBar("runs") as bar,
+        _one_thread_each(),
+        # Spawned, not forked: a forked PyTorch may hang on the locks of its parent's threads.
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+    ):
+        jobs: dict[Future[str], str] = {}
+        # Seed by seed, so that an interrupted comparison holds whole seeds.
+        for label, seed in sorted(recipes, key=lambda key: key[1]):
+            job = pool.submit(_run_one, as_plain(recipes[label, seed]), str(run_folder(folder, label, seed)), trust)
+            jobs[job] = f"{label}-seed{seed}"
+        try:
+            for done, job in enumerate(as_completed(jobs), 1):
+                bar.update(done, len(jobs))
+                yield jobs[job], job.result()
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Gives the processes that start meanwhile one thread each, so that they do not compete for cores."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+def _run_one(recipe: dict[str, object], folder: str, trust: bool) -> str:
+    """Runs one arm with one seed in this process; returns what went wrong, or an empty string."""
+    from limbeck.recipes.run import run_recipe
+
+    try:
+        started = time.perf_counter()
+        finished = (Path(folder) / "results.json").exists()
+        run_recipe(recipe, out=Path(folder), trust=trust)
+        if not finished:
+            (Path(folder) / "seconds.json").write_text(json.dumps(time.perf_counter() - started))
+    except LimbeckError as error:
+        return str(error)
+    return ""
+
+
+def _row(suite: str, label: str, seed: int, recipe: Recipe, folder: Path) -> Row | None:
+    run = run_folder(folder, label, seed)
+    if not (run / "results.json").exists():
+        return None
+    seconds = run / "seconds.json"
+    return Row.of(
+        suite, label, seed, recipe, json.loads((run / "results.json").read_text()), json.loads(seconds.read_text()) if seconds.exists() else None
+    )
