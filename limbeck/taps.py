@@ -1,8 +1,9 @@
 """Named places inside a model whose tensors become signals.
 
-A tap path is a module path as in ``model.named_modules()``. ``*`` stands for one component (``encoder.layer.*.output``), an ending
-``@in`` means the module's first input instead of its output (``fc@in``), and ``.`` is the model itself. Taps are hooks on the module
-instance, so they must be set before ``torch.compile`` wraps the model; one set afterwards would never fire, and is refused.
+A tap path is a module path as in ``model.named_modules()``. ``*`` stands for one component
+(``encoder.layer.*.output``), an ending ``@in`` means the module's first input instead of its output (``fc@in``), and
+``.`` is the model itself. Taps are hooks on the module instance, so they must be set before ``torch.compile`` wraps
+the model; one set afterwards would never fire, and is refused.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from limbeck.errors import TapError, suggest
@@ -51,7 +53,8 @@ class Taps:
     def __init__(self, model: nn.Module, groups: Mapping[str, Sequence[str]]) -> None:
         _refuse_compiled(model)
         self.groups = {group: [p for path in paths for p in resolve(model, path)] for group, paths in groups.items()}
-        self._caught: dict[str, list[Tensor]] = {path: [] for paths in self.groups.values() for path in paths}
+        paths = [path for group in self.groups.values() for path in group]
+        self._caught: dict[str, list[tuple[Tensor, int | None]]] = {path: [] for path in paths}
         self._listening = False
         self._handles = [self._hook(model, path) for path in self._caught]
 
@@ -59,15 +62,18 @@ class Taps:
         base = path.removesuffix(_INPUT)
         module = model if base == "." else model.get_submodule(base)
         if path.endswith(_INPUT):
-            return module.register_forward_pre_hook(lambda _, args: self._catch(path, args))
+            return module.register_forward_pre_hook(
+                lambda _, args, kwargs: self._catch(path, (*args, *kwargs.values())), with_kwargs=True
+            )
         return module.register_forward_hook(lambda _, __, output: self._catch(path, output))
 
     def _catch(self, path: str, value: Any) -> None:
         if self._listening:
-            self._caught[path].append(_tensor(value, path))
+            tensor = _tensor(value, path)
+            self._caught[path].append((tensor, _version(tensor)))
 
     def listen(self) -> None:
-        """Starts to collect. Until :meth:`collect` the model should run once; passes outside (an evaluation) leave nothing behind."""
+        """Starts to collect. Until :meth:`collect` the model should run once; passes outside leave nothing behind."""
         self.forget()
         self._listening = True
 
@@ -75,18 +81,23 @@ class Taps:
         """Returns what the forward pass since :meth:`listen` left, by group, and forgets it.
 
         Raises:
-            TapError: a tapped module did not run, or ran more than once.
+            TapError: a tapped module did not run, or ran more than once, or what it gave was overwritten afterwards.
         """
-        for path, tensors in self._caught.items():
-            if len(tensors) != 1:
-                times = len(tensors)
-                self.forget()
-                raise TapError(
-                    f"the tapped module '{path}' ran {times} times in one forward pass instead of once; tap a module that runs once"
-                )
-        collected = {group: tuple(self._caught[p][0] for p in paths) for group, paths in self.groups.items()}
+        caught = {path: list(tensors) for path, tensors in self._caught.items()}
         self.forget()
-        return collected
+        for path, tensors in caught.items():
+            if len(tensors) != 1:
+                raise TapError(
+                    f"the tapped module '{path}' ran {len(tensors)} times in one forward pass instead of once; "
+                    "tap a module that runs once"
+                )
+            tensor, version = tensors[0]
+            if version is not None and tensor._version != version:
+                raise TapError(
+                    f"what the tap '{path}' saw was overwritten by a later module that works in place; "
+                    "set that module's `inplace` to False (an activation, mostly), or tap the model after it"
+                )
+        return {group: tuple(caught[path][0][0] for path in paths) for group, paths in self.groups.items()}
 
     def forget(self) -> None:
         """Stops to collect and drops what was collected."""
@@ -110,6 +121,11 @@ def untap(copied: nn.Module) -> None:
                     del hooks[key]
 
 
+def _version(tensor: Tensor) -> int | None:
+    """Returns how often a tensor was written to; None where nobody counts: in compiled graphs and inference mode."""
+    return None if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
+
+
 def _tensor(value: Any, path: str) -> Tensor:
     """Returns the first tensor in what a module took or gave."""
     if isinstance(value, Tensor):
@@ -118,13 +134,14 @@ def _tensor(value: Any, path: str) -> Tensor:
     for item in items:
         if isinstance(item, Tensor):
             return item
-    raise TapError(f"the tapped module '{path}' gives {type(value).__name__}, which holds no tensor; tap a module inside it")
+    kind = type(value).__name__
+    raise TapError(f"the tapped module '{path}' gives {kind}, which holds no tensor; tap a module inside it")
 
 
 def _refuse_compiled(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             raise TapError(
-                f"'{name or type(model).__name__}' is compiled already, so a tap would never fire: give limbeck the plain model "
-                "and let it compile (train.compile: true)"
+                f"'{name or type(model).__name__}' is compiled already, so a tap would never fire: "
+                "give limbeck the plain model and let it compile (train.compile: true)"
             )

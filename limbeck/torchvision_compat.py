@@ -1,14 +1,16 @@
 """Makes torchvision importable beside a torch build that its compiled part does not fit.
 
-The wheels on the public registry pair torchvision with the CUDA build of torch. Beside a CPU build its compiled operators do not load, and
-its Python part then fails at import because it describes operators that nobody declared. Libraries that merely look whether torchvision is
-installed (transformers, timm, torchmetrics) fail with it. Declaring the missing operators is enough for models, transforms and data sets;
-only the operators themselves (non-maximum suppression, decoding) stay unavailable.
+The wheels on the public registry pair torchvision with the CUDA build of torch. Beside a CPU build its compiled
+operators do not load, and its Python part then fails at import because it describes operators that nobody declared.
+Libraries that merely look whether torchvision is installed (transformers, timm, torchmetrics) fail with it. Declaring
+the missing operators is enough for models, transforms and data sets; only the operators themselves (non-maximum
+suppression, decoding) stay unavailable.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 
 import torch
@@ -28,7 +30,7 @@ def ensure_torchvision() -> bool:
         RuntimeError: torchvision fails to import for another reason than its missing operators.
     """
     try:
-        import torchvision  # noqa: F401
+        importlib.import_module("torchvision")
     except ModuleNotFoundError:
         return False
     except RuntimeError as error:
@@ -36,7 +38,7 @@ def ensure_torchvision() -> bool:
             raise
         _forget_partial_import()
         _declare_operators()
-        import torchvision  # noqa: F401
+        importlib.import_module("torchvision")
     return True
 
 

@@ -19,8 +19,8 @@ def register(
 ) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
     """Returns a decorator that registers a constructor and checks its keyword arguments at every call.
 
-    A constructor takes keywords only: ``num_classes``; ``in_channels``, ``input_size`` (``(H, W)``) or ``in_features`` where it depends on
-    the data; and what else the architecture leaves open.
+    A constructor takes keywords only: ``num_classes``; ``in_channels``, ``image_size`` (``(H, W)``) or ``in_features``
+    where it depends on the data; and what else the architecture leaves open.
 
     Args:
         name: name in recipes.
@@ -40,7 +40,8 @@ def register(
 class StagedClassifier(nn.Module):
     """A stem, stages of falling resolution, global average pooling and a linear classifier.
 
-    Modules: ``stem``, ``stages.0`` ... ``stages.<n-1>``, ``neck`` (what stands between the last stage and the pooling), ``head``.
+    Modules: ``stem``, ``stages.0`` ... ``stages.<n-1>``, ``neck`` (what stands between the last stage and the
+        pooling), ``head``.
 
     Args:
         stem: from the image to the first map.
@@ -76,7 +77,7 @@ class StagedClassifier(nn.Module):
 
 
 def initialise(model: nn.Module, *, head_std: float | None = None) -> None:
-    """Draws weights as the CIFAR literature does: convolutions from He's normal distribution (fan-out), normalisation as the identity.
+    """Draws weights as the CIFAR literature does: He's normal distribution over the fan-out, norms as the identity.
 
     Args:
         model: the model, changed in place.

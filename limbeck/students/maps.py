@@ -1,4 +1,4 @@
-"""Modules that show vectors and token sequences as maps, so that methods written for convolutional features read them."""
+"""Modules that show vectors and tokens as maps, so that methods written for convolutional features can read them."""
 
 from __future__ import annotations
 

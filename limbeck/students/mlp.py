@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -13,7 +14,7 @@ from limbeck.students.maps import VectorToMap
 
 
 class HiddenLayer(nn.Module):
-    """A linear layer, a ReLU and dropout; ``preact_map`` and ``stage_map`` show both sides of the ReLU as ``[B, D, 1, 1]``."""
+    """Linear, ReLU, dropout; ``preact_map`` and ``stage_map`` show both sides of the ReLU as ``[B, D, 1, 1]``."""
 
     def __init__(self, in_features: int, out_features: int, dropout: float) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class MultiLayerPerceptron(nn.Module):
     def __init__(self, in_features: int, hidden: Sequence[int], num_classes: int, dropout: float) -> None:
         super().__init__()
         widths = [in_features, *hidden]
-        self.stages = nn.Sequential(*(HiddenLayer(a, b, dropout) for a, b in zip(widths, widths[1:])))
+        self.stages = nn.Sequential(*(HiddenLayer(a, b, dropout) for a, b in pairwise(widths)))
         self.head = nn.Linear(widths[-1], num_classes)
         self.anatomy = Anatomy(
             stages=tuple(f"stages.{i}.stage_map" for i in range(len(hidden))),

@@ -1,10 +1,11 @@
 """MobileNetV2 for small images, as the distillation literature uses it: half width, expansion 6.
 
-It differs from the paper where that literature does: the second group of blocks keeps the resolution, activations are ReLU and not ReLU6,
-widths are not rounded to multiples of eight, the first block keeps its (useless) 1x1 expansion, and nothing is dropped out.
+It differs from the paper where that literature does: the second group of blocks keeps the resolution, activations are
+ReLU and not ReLU6, widths are not rounded to multiples of eight, the first block keeps its (useless) 1x1 expansion,
+and nothing is dropped out.
 
-Stages end where the resolution falls next or the network does. Their maps are linear bottlenecks that no activation follows, so the maps
-before and after the activation are the same.
+Stages end where the resolution falls next or the network does. Their maps are linear bottlenecks that no activation
+follows, so the maps before and after the activation are the same.
 
 Reference:
     Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, CVPR 2018, https://arxiv.org/abs/1801.04381
@@ -29,7 +30,7 @@ _LAST = 1280
 
 
 class InvertedResidual(nn.Module):
-    """A depthwise 3x3 convolution between an expansion and a linear projection, beside the identity where shapes allow."""
+    """A depthwise convolution between an expansion and a linear projection, beside the identity where shapes allow."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
         super().__init__()

@@ -1,8 +1,9 @@
 """Residual networks for small images, as the distillation literature uses them on CIFAR.
 
-Two lines: He et al.'s CIFAR networks of depth ``6n + 2`` with three stages (``resnet8`` ... ``resnet110``, and their four times wider
-``resnet8x4`` and ``resnet32x4``), and the four-stage ImageNet networks with a 3x3 stem and no initial pooling (``resnet18``, ``resnet50``).
-Shortcuts that change the shape are projections with batch normalisation, as in the distillation literature; He et al. pad with zeros on CIFAR.
+Two lines: He et al.'s CIFAR networks of depth ``6n + 2`` with three stages (``resnet8`` ... ``resnet110``, and their
+four times wider ``resnet8x4`` and ``resnet32x4``), and the four-stage ImageNet networks with a 3x3 stem and no initial
+pooling (``resnet18``, ``resnet50``). Shortcuts that change the shape are projections with batch normalisation, as in
+the distillation literature; He et al. pad with zeros on CIFAR.
 
 Reference:
     He et al., Deep Residual Learning for Image Recognition, CVPR 2016, https://arxiv.org/abs/1512.03385
@@ -85,7 +86,7 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
 def _resnet(
     block: Block, depths: Sequence[int], widths: Sequence[int], *, num_classes: int, in_channels: int
 ) -> StagedClassifier:
-    """Builds a network with ``widths[0]`` channels in the stem and ``depths[i]`` blocks of ``widths[i + 1]`` channels in stage ``i``."""
+    """Builds a stem of ``widths[0]`` channels and stages of ``depths[i]`` blocks with ``widths[i + 1]`` channels."""
     channels = widths[0]
     stages = []
     for i, (depth, width) in enumerate(zip(depths, widths[1:])):

@@ -1,10 +1,11 @@
 """ShuffleNet V1 and V2 for small images: a 1x1 stem of stride 1 and three stages, no initial pooling.
 
-As in the distillation literature, V1 keeps a ReLU after its depthwise convolution, and weights start as PyTorch draws them.
+As in the distillation literature, V1 keeps a ReLU after its depthwise convolution, and weights start as PyTorch draws
+them.
 
-References:
-    Zhang et al., ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile Devices, CVPR 2018, https://arxiv.org/abs/1707.01083
-    Ma et al., ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design, ECCV 2018, https://arxiv.org/abs/1807.11164
+References: Zhang et al., ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile Devices, CVPR
+    2018, https://arxiv.org/abs/1707.01083 Ma et al., ShuffleNet V2: Practical Guidelines for Efficient CNN
+    Architecture Design, ECCV 2018, https://arxiv.org/abs/1807.11164
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ class ChannelShuffle(nn.Module):
 
 
 class UnitV1(nn.Module):
-    """Grouped 1x1, depthwise 3x3 and grouped 1x1 convolutions beside the identity, or beside average pooling where the stride is 2.
+    """Grouped 1x1, depthwise 3x3 and grouped 1x1 convolutions beside the identity; ``act_sum`` reads the sum.
 
-    With stride 2 the two are concatenated instead of added. ``act_sum`` reads the result.
+    With stride 2 average pooling replaces the identity, and concatenation the sum.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, groups: int) -> None:
@@ -63,7 +64,7 @@ class UnitV1(nn.Module):
 
 
 def _separable(in_channels: int, out_channels: int, stride: int) -> list[nn.Module]:
-    """Returns a depthwise 3x3 convolution and the 1x1 convolution that follows it, normalised, without the last activation."""
+    """Returns a depthwise 3x3 and a 1x1 convolution, each normalised, without an activation."""
     depthwise = conv3x3(in_channels, in_channels, stride, groups=in_channels)
     pointwise = conv1x1(in_channels, out_channels)
     return [depthwise, nn.BatchNorm2d(in_channels), pointwise, nn.BatchNorm2d(out_channels)]
@@ -72,8 +73,9 @@ def _separable(in_channels: int, out_channels: int, stride: int) -> list[nn.Modu
 class UnitV2(nn.Module):
     """One half of the channels passes, the other is convolved; with stride 2 both halves come from the whole input.
 
-    The half that passes is the output of a ReLU already, so one activation of both halves after the shuffle (``act``) gives the same map and
-    the same gradients as the paper's activation of the convolved half, and its input is the whole pre-activation map.
+    The half that passes is the output of a ReLU already, so one activation of both halves after the shuffle (``act``)
+    gives the same map and the same gradients as the paper's activation of the convolved half, and its input is the
+    whole pre-activation map.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -139,7 +141,8 @@ def shufflenet_v1(*, num_classes: Count, in_channels: Count = 3) -> nn.Module:
 def shufflenet_v2(*, num_classes: Count, in_channels: Count = 3) -> nn.Module:
     """Returns ShuffleNet V2 of width 1.
 
-    It names no ``norms``: half of a stage's channels only pass through its last unit, so no single normalisation stands before the map.
+    It names no ``norms``: half of a stage's channels only pass through its last unit, so no single normalisation
+    stands before the map.
     """
     channels = _STEM
     stages = []

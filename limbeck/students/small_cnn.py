@@ -11,9 +11,9 @@ from limbeck.students.base import StagedClassifier, conv3x3, conv_norm_act, init
 
 @register("small_cnn", title="", paper="", year=2026)
 def small_cnn(*, num_classes: Count, in_channels: Count = 3, width: Count = 8) -> nn.Module:
-    """Returns four 3x3 convolutions with normalisation: a stem at half resolution and three stages of 1, 2 and 4 times ``width`` channels.
+    """Returns four normalised convolutions: a stem at half resolution, stages of 1, 2 and 4 times ``width`` channels.
 
-    It has the three stages and tap points of a CIFAR ResNet, one convolution each.
+    It has the three stages and the tap points of a CIFAR ResNet, one convolution each.
     """
     stages = [
         conv_norm_act(conv3x3(width, width)),

@@ -1,10 +1,10 @@
 """VGG networks with batch normalisation for small images, one linear layer after global average pooling.
 
-The distillation literature divides them into five blocks, of which the first counts as the stem. Blocks 1 to 3 begin with max pooling; block
-4 keeps the resolution of block 3 up to 63 pixels and halves it for larger images.
+The distillation literature divides them into five blocks, of which the first counts as the stem. Blocks 1 to 3 begin
+with max pooling; block 4 keeps the resolution of block 3 up to 63 pixels and halves it for larger images.
 
-Reference:
-    Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015, https://arxiv.org/abs/1409.1556
+Reference: Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015,
+    https://arxiv.org/abs/1409.1556
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def _block(in_channels: int, channels: int, depth: int, *, pool: bool) -> nn.Seq
     return nn.Sequential(*layers)
 
 
-def _vgg(depths: Sequence[int], num_classes: int, in_channels: int, input_size: tuple[int, int]) -> StagedClassifier:
-    pools = (False, True, True, True, max(input_size) >= 64)
+def _vgg(depths: Sequence[int], num_classes: int, in_channels: int, image_size: tuple[int, int]) -> StagedClassifier:
+    pools = (False, True, True, True, max(image_size) >= 64)
     inputs = (in_channels, *_CHANNELS)
     stem, *stages = (_block(inputs[i], channels, depths[i], pool=pools[i]) for i, channels in enumerate(_CHANNELS))
     # The last two layers of a block are its normalisation and its ReLU.
@@ -55,18 +55,18 @@ def _vgg(depths: Sequence[int], num_classes: int, in_channels: int, input_size: 
 
 
 @register("vgg8", title=_TITLE, paper="1409.1556", year=2015, params=3_965_028)
-def vgg8(*, num_classes: Count, in_channels: Count = 3, input_size: tuple[int, int] = (32, 32)) -> nn.Module:
+def vgg8(*, num_classes: Count, in_channels: Count = 3, image_size: tuple[int, int] = (32, 32)) -> nn.Module:
     """Returns VGG-8 with one convolution in its blocks."""
-    return _vgg((1, 1, 1, 1, 1), num_classes, in_channels, input_size)
+    return _vgg((1, 1, 1, 1, 1), num_classes, in_channels, image_size)
 
 
 @register("vgg11", title=_TITLE, paper="1409.1556", year=2015, params=9_277_284)
-def vgg11(*, num_classes: Count, in_channels: Count = 3, input_size: tuple[int, int] = (32, 32)) -> nn.Module:
+def vgg11(*, num_classes: Count, in_channels: Count = 3, image_size: tuple[int, int] = (32, 32)) -> nn.Module:
     """Returns VGG-11 with 1, 1, 2, 2, 2 convolutions in its blocks."""
-    return _vgg((1, 1, 2, 2, 2), num_classes, in_channels, input_size)
+    return _vgg((1, 1, 2, 2, 2), num_classes, in_channels, image_size)
 
 
 @register("vgg13", title=_TITLE, paper="1409.1556", year=2015, params=9_462_180)
-def vgg13(*, num_classes: Count, in_channels: Count = 3, input_size: tuple[int, int] = (32, 32)) -> nn.Module:
+def vgg13(*, num_classes: Count, in_channels: Count = 3, image_size: tuple[int, int] = (32, 32)) -> nn.Module:
     """Returns VGG-13 with 2, 2, 2, 2, 2 convolutions in its blocks."""
-    return _vgg((2, 2, 2, 2, 2), num_classes, in_channels, input_size)
+    return _vgg((2, 2, 2, 2, 2), num_classes, in_channels, image_size)

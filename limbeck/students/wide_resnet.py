@@ -1,8 +1,8 @@
 """Wide residual networks: pre-activation blocks, few layers, many channels.
 
-Taps follow the literature (attention transfer onwards): a stage's map is the residual sum that leaves its last block, which no activation
-follows; its pre-activation is that sum after the batch normalisation that reads it next, in the following stage's first block or, for
-the last stage, before the pooling.
+Taps follow the literature (attention transfer onwards): a stage's map is the residual sum that leaves its last block,
+which no activation follows; its pre-activation is that sum after the batch normalisation that reads it next, in the
+following stage's first block or, for the last stage, before the pooling.
 
 Reference:
     Zagoruyko and Komodakis, Wide Residual Networks, BMVC 2016, https://arxiv.org/abs/1605.07146
@@ -22,7 +22,8 @@ _TITLE = "Wide Residual Networks"
 class PreActivationBlock(nn.Module):
     """Normalisation, activation and 3x3 convolution, twice, beside a shortcut.
 
-    Where the shape changes, the shortcut is a 1x1 convolution of the first activation; otherwise it is the block's input.
+    Where the shape changes, the shortcut is a 1x1 convolution of the first activation; otherwise it is the block's
+    input.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, dropout: float) -> None:
@@ -45,7 +46,7 @@ class PreActivationBlock(nn.Module):
 
 
 def _wide_resnet(depth: int, width: int, *, num_classes: int, in_channels: int, dropout: float) -> StagedClassifier:
-    """Builds ``WRN-depth-width``: ``(depth - 4) / 6`` blocks in each of three stages of 16, 32 and 64 times ``width`` channels."""
+    """Builds three stages of ``(depth - 4) / 6`` blocks with 16, 32 and 64 times ``width`` channels."""
     blocks = (depth - 4) // 6
     channels = 16
     stages = []
