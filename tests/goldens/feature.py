@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from goldens.replay import Case, gradients, replays
 from limbeck.anatomy import Anatomy
+from limbeck.functional.feature_maps import pool_to_smaller
 from limbeck.methods.base import Method, Setup, build_method
 from limbeck.schedules import Progress, weight_at
 from limbeck.signals import Batch, Signals, as_term
@@ -137,7 +138,7 @@ def information(case: Case) -> Results:
     return {
         "out.loss": loss,
         "out.loss_weighted": _weighted(method, case, "vid", loss),
-        "out.pred_mean": stage.mean(next(iter(ours.values()))),
+        "out.pred_mean": stage.mean(pool_to_smaller(next(iter(ours.values())), next(iter(theirs.values())))[0]),
         "out.pred_var": stage.variance(),
         **gradients(loss, {**ours, **parameters}),
     }
