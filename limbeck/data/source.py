@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor
+
+from limbeck.errors import DataError
+from limbeck.hyperparameters import validated
+from limbeck.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -15,9 +21,10 @@ class DataInfo:
 
     Attributes:
         name: the name it was asked for.
-        num_classes: number of classes.
+        num_classes: number of classes; 0 where the data has no labels.
         input_shape: ``(C, H, W)`` of an image, or the shape of a feature vector.
-        mean: per-channel mean of inputs scaled to [0, 1], for normalisation.
+        mean: per-channel mean of inputs scaled to [0, 1], for normalisation; empty where inputs are to be used as they
+            are.
         std: per-channel standard deviation, likewise.
         class_names: name of each class, where known.
         augment: the augmentation that the literature uses on it, as recipe entries.
@@ -36,9 +43,17 @@ class DataInfo:
 
 @runtime_checkable
 class Source(Protocol):
-    """A data set that gives samples by number, unaugmented and unnormalised."""
+    """A data set that gives samples by number, unaugmented and unnormalised.
+
+    Attributes:
+        info: what a recipe needs to know of it.
+        in_memory: whether :meth:`fetch` only gathers, so that worker processes cannot make it faster.
+        random: whether the data set augments by itself, so that :meth:`fetch` depends on the epoch.
+    """
 
     info: DataInfo
+    in_memory: bool
+    random: bool
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -46,14 +61,65 @@ class Source(Protocol):
     def fetch(self, index: np.ndarray, epoch: int) -> dict[str, Tensor]:
         """Returns ``inputs`` (images as uint8 ``[n, C, H, W]`` or float in [0, 1]) and ``labels`` of samples ``index``.
 
-        ``epoch`` matters only to sources that augment by themselves, and then fixes their randomness together with the index.
+        ``epoch`` matters only to sources that augment by themselves, and then fixes their randomness together with the
+        index.
         """
 
     def labels(self) -> Tensor | None:
         """Label of every sample ``[N]``, or None where there are none."""
 
     def content_hashes(self) -> np.ndarray:
-        """A 64-bit hash of every sample's content ``[N]`` uint64."""
+        """A 64-bit hash of every sample's content ``[N]`` uint64.
+
+        Equal samples have equal hashes; what tells apart their augmented views is
+        :meth:`limbeck.data.loader.Loader.sample_keys`.
+        """
 
     def fingerprint(self) -> str:
         """A hash of the whole data set: its content, labels and order."""
+
+
+datasets: Registry[Callable[..., Source]] = Registry("data set", "limbeck.data")
+
+
+def dataset(name: str, **about: Any) -> Callable[[Callable[..., Source]], Callable[..., Source]]:
+    """Returns a decorator that registers a function ``(*, split, **options) -> Source``, its options checked.
+
+    Args:
+        name: name in recipes.
+        about: facts for listings: ``title``, ``licence``; ``validation=True`` where the function knows a split of that
+            name.
+    """
+    enter = datasets.register(name, **about)
+
+    def decorate(function: Callable[..., Source]) -> Callable[..., Source]:
+        return enter(validated(f"data set '{name}'", function))
+
+    return decorate
+
+
+def check_labels(labels: Tensor, count: int, num_classes: int, name: str) -> Tensor:
+    """Returns ``labels`` as int64 ``[count]``.
+
+    Raises:
+        DataError: their number or type is wrong, or one lies outside ``[0, num_classes)``; names the first samples
+            that do.
+    """
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise DataError(
+            f"the labels of '{name}' are {str(labels.dtype).removeprefix('torch.')}, but should be class numbers 0, "
+            f"1, 2, ..."
+        )
+    if tuple(labels.shape) != (count,):
+        raise DataError(
+            f"'{name}' has {count} samples, but its labels have shape {tuple(labels.shape)}; give one class number a "
+            f"sample"
+        )
+    labels = labels.to(torch.int64)
+    wrong = ((labels < 0) | (labels >= num_classes)).nonzero()[:, 0]
+    if len(wrong):
+        where, what = wrong[:5].tolist(), sorted(set(labels[wrong[:1000]].tolist()))[:5]
+        raise DataError(
+            f"labels {what} of '{name}' (samples {where}) are outside 0..{num_classes - 1}, its {num_classes} classes"
+        )
+    return labels

@@ -1,5 +1,5 @@
-"""Batch -> batch. One transform is one file."""
+"""What changes a batch before the models see it: batch in, batch out."""
 
-from limbeck.transforms.base import build_transform, transforms
+from limbeck.transforms.base import Transform, build_transform, transforms
 
-__all__ = ["build_transform", "transforms"]
+__all__ = ["Transform", "build_transform", "transforms"]
