@@ -8,15 +8,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
-
-from goldens.replay import replay
-
-from limbeck.errors import LimbeckError
-
 
 def main(paths: list[str]) -> int:
     """Replays ``paths`` and returns the exit status."""
+    here = Path(__file__).resolve().parent
+    sys.path[:0] = [str(here), str(here.parent)]
+    from goldens.replay import replay
+
+    from limbeck.errors import LimbeckError
+
     if not paths:
         print("usage: python tests/replay_goldens.py FILE...", file=sys.stderr)
         return 2

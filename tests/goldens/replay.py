@@ -1,8 +1,9 @@
 """Reads a golden file, runs the adapter of its method in float64 and compares every ``out.*`` and ``grad.*``.
 
-A golden file is an ``.npz`` with a JSON string ``meta`` (method, config, notes, tolerance) and arrays ``in.*``, ``out.*``, ``grad.*``.
-An adapter is a function in :mod:`goldens.logit`, :mod:`goldens.relation` or :mod:`goldens.feature`, decorated with :func:`replays`; it
-takes a :class:`Case`, drives the method class that users run, and returns the arrays it could compute by the names of the file.
+A golden file is an ``.npz`` with a JSON string ``meta`` (method, config, notes, tolerance) and arrays ``in.*``,
+``out.*`` and ``grad.*``. An adapter is a function in :mod:`goldens.logit`, :mod:`goldens.relation` or
+:mod:`goldens.feature`, decorated with :func:`replays`; it takes a :class:`Case`, drives the method class that users
+run, and returns what it computed by the names of the file.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib
 import importlib.util
 import json
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +32,7 @@ _NUMBER = r"(\d+(?:\.\d+)?e-\d+)"
 
 
 def replays(*names: str) -> Callable[[Adapter], Adapter]:
-    """Registers an adapter for the golden files whose ``short_name`` (or, where there is none, ``method``) is one of ``names``."""
+    """Registers an adapter for golden files by their ``short_name`` or, where there is none, their ``method``."""
 
     def decorate(adapter: Adapter) -> Adapter:
         for name in names:
@@ -71,7 +73,7 @@ class Case:
         self._arrays = _read(path)
         self.meta: dict[str, Any] = json.loads(str(self._arrays.pop("meta")[()]))
         self.name = str(self.meta.get("short_name") or self.meta.get("method"))
-        self.config: dict[str, Any] = self.meta.get("config", {})
+        self.config: dict[str, Any] = _Config(self.meta.get("config", {}), path)
         self.notes = str(self.meta.get("notes", ""))
 
     def __contains__(self, name: str) -> bool:
@@ -146,8 +148,19 @@ class Case:
         return parameters
 
 
+class _Config(dict[str, Any]):
+    """Hyperparameters of a file; one that is missing is an error that names the file."""
+
+    def __init__(self, entries: Mapping[str, Any], path: Path) -> None:
+        super().__init__(entries)
+        self._path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise DataError(f"{self._path.name} has no '{name}' in its config. {suggest(name, self)}")
+
+
 def gradients(loss: Tensor, leaves: Mapping[str, Tensor], suffix: str = "") -> dict[str, Tensor]:
-    """Returns ``grad.<name><suffix>`` of a scalar ``loss`` for every leaf; zero where the loss does not depend on it."""
+    """Returns ``grad.<name><suffix>`` of a scalar loss for every leaf; zero where the loss does not depend on it."""
     found = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, allow_unused=True)
     return {
         f"grad.{name}{suffix}": torch.zeros_like(leaf) if g is None else g
@@ -165,7 +178,7 @@ class Comparison:
 
     def __str__(self) -> str:
         if self.error is None:
-            return f"{self.name}  not computed  FAIL"
+            return f"{self.name}  uncovered  FAIL"
         return f"{self.name}  {self.error:.3e}  {'OK' if self.ok else 'FAIL'}"
 
 
@@ -199,10 +212,12 @@ def _compare(name: str, computed: Any, reference: np.ndarray, rtol: float, atol:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise DataError(f"{path} is not a golden file: an .npz archive is expected")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a readable golden file: {error}") from error
     if "meta" not in arrays:
         raise DataError(f"{path} has no 'meta' entry, so its method is unknown")

@@ -1,0 +1,1 @@
+"""Methods that match the class scores of student and teacher, and the arms without a teacher."""

@@ -1,0 +1,1 @@
+"""Methods whose models learn at the same time, from each other."""

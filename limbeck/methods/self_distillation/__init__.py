@@ -1,0 +1,1 @@
+"""Methods whose teacher is of the student's own kind."""
