@@ -67,12 +67,13 @@ Observers = Mapping[str, Callable[[Batch], Signals]]
 class Method(nn.Module):
     """Base of every method.
 
-    A subclass names its roles as the arguments of :meth:`forward` after ``batch``, states what it reads in :attr:`needs`, sets
-    ``self.weights`` to the published weight of each term, and returns unweighted terms. Parts with parameters (projectors, heads) are made in
-    :meth:`build` and are trained, saved and moved with the method.
+    A subclass names its roles as the arguments of :meth:`forward` after ``batch``, states what it reads in
+    :attr:`needs`, sets ``self.weights`` to the published weight of each term, and returns unweighted terms. Parts with
+    parameters (projectors, heads) are made in :meth:`build` and are trained, saved and moved with the method.
 
     Attributes:
-        weights: weight of each term by name: a number or a function of the progress. A recipe may override single entries.
+        weights: weight of each term by name: a number or a function of the progress. A recipe may override single
+            entries.
     """
 
     needs: Needs = Needs()
@@ -80,9 +81,15 @@ class Method(nn.Module):
     learners: ClassVar[tuple[str, ...]] = ("student",)
     """Roles that are trained; all others are frozen."""
     batch_coupled: bool = False
-    """Whether the loss depends on which samples share a batch: the engine then gathers across ranks and refuses micro-batches."""
+    """Whether the loss depends on which samples share a batch: the engine gathers ranks and refuses micro-batches."""
+    order_dependent: bool = False
+    """Whether the loss depends on the order of the samples in a batch."""
+    same_channels: ClassVar[bool] = False
+    """Whether student and teacher must have the same channels at every tap."""
+    extends_student: ClassVar[bool] = False
+    """Whether :meth:`finish` returns more than the student: parts of the method or of the teacher beside it."""
     batch_statistics: ClassVar[tuple[str, ...]] = ()
-    """Frozen roles whose batch normalisation uses the statistics of the batch; their running statistics still do not move."""
+    """Frozen roles whose batch normalisation uses the batch's statistics; their running statistics still do not move."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,14 +106,14 @@ class Method(nn.Module):
         return {n: p for n, p in inspect.signature(cls.__init__).parameters.items() if n != "self"}
 
     def forward(self, *batch_and_signals: Any, **signals: Any) -> Terms:
-        """Returns the unweighted terms of the loss. A subclass is ``forward(batch, student, ...)``: it names its roles."""
+        """Returns the unweighted terms of the loss. A subclass names its roles: ``forward(batch, student, ...)``."""
         raise TypeError(f"{type(self).__name__} does not define forward(batch, student, ...)")
 
     def build(self, setup: Setup) -> None:
         """Makes projectors, heads and banks from the shapes of a dry run."""
 
     def prepare(self, observe_all: Callable[[], Iterator[tuple[Batch, dict[str, Signals]]]]) -> None:
-        """Computes statistics (class means, centroids, principal axes) from passes over the training data, before the first step."""
+        """Computes statistics (class means, centroids, principal axes) over the training data, before the first step."""
 
     def observe(self, batch: Batch, observers: Observers) -> dict[str, Signals]:
         """Runs the roles on a batch. Override only to run models in an unusual way."""
@@ -118,8 +125,8 @@ class Method(nn.Module):
     def players(self, learners: Mapping[str, nn.Module]) -> dict[str, tuple[list[nn.Parameter], frozenset[str] | None]]:
         """Returns who is optimised for what: by name, parameters and the terms they minimise (None: all).
 
-        The default is one player that owns every learner and the method's own parameters. More players get an optimizer each; their
-        gradients come from their own terms only.
+        The default is one player that owns every learner and the method's own parameters. More players get an optimizer
+        each; their gradients come from their own terms only.
         """
         models: list[nn.Module] = [*learners.values(), self]
         unique = {id(p): p for m in models for p in m.parameters() if p.requires_grad}
@@ -133,8 +140,9 @@ class Method(nn.Module):
 class LogitMethod(Method):
     """Base of methods that compare logits: cross-entropy on raw logits beside a distillation loss.
 
-    The distillation loss sees logits that ``logit_transform`` may change first, the same way for both sides (for example standardised,
-    see :mod:`limbeck.functional.logit_transforms`), so a transform serves every method and is no method of its own.
+    The distillation loss sees logits that ``logit_transform`` may change first, the same way for both sides (for
+    example standardised, see :mod:`limbeck.functional.logit_transforms`), so a transform serves every method and is no
+    method of its own.
     """
 
     needs = Needs(student={"logits"}, teacher={"logits"}, batch={"labels"})
@@ -180,7 +188,7 @@ class FeatureMethod(Method):
         assert student.logits is not None
         return {
             "ce": cross_entropy(student.logits, batch["labels"], reduction="none"),
-            **self.distill(batch, student, teacher),
+            **self.distill(batch, student, teacher.detach()),
         }
 
 

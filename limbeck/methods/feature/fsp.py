@@ -53,6 +53,7 @@ class FSP(FeatureMethod):
         teacher={"features.stages", "features.stem"},
         batch={"labels"},
     )
+    same_channels = True
 
     def __init__(self, *, initialisation: Fraction = 30 / 270, stem: bool = True) -> None:
         super().__init__()

@@ -129,6 +129,7 @@ class SimKD(Method):
     """
 
     needs = Needs(student={"features.stages"}, teacher={"features.stages", "features.pooled"})
+    extends_student = True
 
     def __init__(self, *, factor: Count = 2) -> None:
         super().__init__()
@@ -153,7 +154,7 @@ class SimKD(Method):
 
     def forward(self, batch: Batch, student: Signals, teacher: Signals) -> Terms:
         """Returns ``simkd``."""
-        ours, theirs = pool_to_smaller(student.feature("stages"), teacher.feature("stages"))
+        ours, theirs = pool_to_smaller(student.feature("stages"), teacher.feature("stages").detach())
         projected = project(self.classifier.get_submodule("projector"), ours)
         return {"simkd": mean_squared_features(projected, theirs, reduction="none")}
 
