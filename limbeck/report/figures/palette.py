@@ -1,0 +1,45 @@
+"""Which colour, line and mark an arm has in every drawing and table of a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from limbeck.report.arms import Arm
+from limbeck.report.figures.canvas import series
+
+_ACCENT, _TEACHER = 0, 2
+_BASELINES = (1, 8)
+_DISTILLED = (_ACCENT, 3, 4, 5, 6, 7, 9)
+_MARKS = {"teacher": "D", "baseline": "s", "distilled": "o"}
+_LINES: dict[str, Any] = {"teacher": (0, (4, 2)), "baseline": (0, (1.2, 1.4)), "distilled": "-"}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How an arm is drawn.
+
+    Attributes:
+        number: the page's series colour.
+        colour: its stand-in in drawings.
+        mark: matplotlib marker.
+        line: matplotlib line style.
+    """
+
+    number: int
+    colour: str
+    mark: str
+    line: Any
+
+
+def palette(arms: Sequence[Arm]) -> dict[str, Look]:
+    """Returns a look for each arm by name: kinds differ in mark and line, so that colour is never the only difference."""
+    looks: dict[str, Look] = {}
+    counts = {"teacher": 0, "baseline": 0, "distilled": 0}
+    colours = {"teacher": (_TEACHER,), "baseline": _BASELINES, "distilled": _DISTILLED}
+    for arm in sorted(arms, key=lambda a: -(a.accuracy.mean if a.accuracy else 0.0)):
+        number = colours[arm.kind][counts[arm.kind] % len(colours[arm.kind])]
+        counts[arm.kind] += 1
+        looks[arm.name] = Look(number, series(number), _MARKS[arm.kind], _LINES[arm.kind])
+    return looks

@@ -1,0 +1,51 @@
+"""Who is ahead: every arm's accuracy on one axis, with each seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from limbeck.evaluate import Measure
+from limbeck.report.arms import Arm
+from limbeck.report.figures.canvas import INK, Drawing
+from limbeck.report.figures.palette import Look
+from limbeck.report.sections import Figure
+
+_ROW, _FRAME = 0.27, 0.75
+
+
+def ranking(arms: Sequence[Arm], looks: Mapping[str, Look], measure: Measure) -> Figure | None:
+    """Draws the mean, the deviation and every seed of a measure, a row an arm; None where fewer than two students have it."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    students = [(arm, spread) for arm in arms if arm.kind != "teacher" and (spread := arm.spread(measure))]
+    if len(students) < 2:
+        return None
+    students.sort(key=lambda pair: pair[1].mean, reverse=measure.better == "lower")
+    drawing = Drawing(f"ranking by {measure.key}", height=_FRAME + _ROW * len(students))
+    with drawing.axes() as axes:
+        for row, (arm, spread) in enumerate(students):
+            look = looks[arm.name]
+            values = arm.values(measure)
+            axes.scatter(values, [row] * len(values), s=14, color=look.colour, alpha=0.35, linewidths=0)
+            axes.errorbar(spread.mean, row, xerr=spread.std, color=look.colour, capsize=2.5, linewidth=1.4)
+            mark = axes.scatter([spread.mean], [row], s=42, color=look.colour, marker=look.mark, zorder=3, linewidths=0)
+            drawing.tip(mark, f"{arm.name}: {measure.text(spread)}, {spread.n} seeds")
+        alone = next((spread for arm, spread in students if arm.kind == "baseline"), None)
+        if alone is not None:
+            axes.axvline(
+                alone.mean, color=looks[_name_of(students, alone)].colour, linestyle=(0, (1.2, 1.4)), linewidth=1.0
+            )
+        axes.set_yticks(range(len(students)), [arm.name for arm, _ in students])
+        axes.tick_params(axis="y", labelcolor=INK)
+        axes.grid(visible=False, axis="y")
+        axes.spines["left"].set_visible(False)
+        axes.set_ylim(-0.7, len(students) - 0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: measure.text(value)))
+    words = "; ".join(f"{arm.name} {measure.text(spread)}" for arm, spread in reversed(students))
+    caption = "Small dots are seeds, bars one standard deviation. The dotted line is the student alone."
+    return Figure(f"{measure.title} of the students", drawing.svg(), f"Dot plot, best first: {words}.", caption)
+
+
+def _name_of(students: Sequence[tuple[Arm, object]], spread: object) -> str:
+    return next(arm.name for arm, own in students if own is spread)

@@ -1,0 +1,79 @@
+"""Reliability diagram: how often models are right, against how sure they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from limbeck.evaluate import Measure
+from limbeck.report.arms import Arm
+from limbeck.report.figures.canvas import MUTED, Drawing
+from limbeck.report.figures.palette import Look
+from limbeck.report.sections import Figure
+
+_ECE = Measure("calibration.ece", "Calibration error", "fraction", "lower")
+_FEWEST = 0.002
+_SHOWN = 4
+
+
+def reliability(arms: Sequence[Arm], looks: Mapping[str, Look]) -> Figure | None:
+    """Draws accuracy against confidence, pooled over the seeds; None where no arm has a calibration curve."""
+    from matplotlib.ticker import PercentFormatter
+
+    pooled = {arm.name: _pooled(arm) for arm in arms}
+    shown = [arm for arm in arms if pooled[arm.name]]
+    if not shown:
+        return None
+    # The teacher, the student alone and the best of the distilled ones say most.
+    shown = shown[:_SHOWN]
+    drawing = Drawing("reliability")
+    with drawing.axes() as axes:
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
+        axes.annotate("perfectly calibrated", (0.06, 0.09), color=MUTED, fontsize=8, rotation=0)
+        for arm in shown:
+            points = pooled[arm.name]
+            look = looks[arm.name]
+            x, y, weight = zip(*points)
+            axes.plot(
+                x,
+                y,
+                color=look.colour,
+                linestyle=look.line,
+                linewidth=1.4,
+                label=f"{arm.name}, error {_ECE.text(arm.spread(_ECE))}",
+            )
+            sizes = [12 + 90 * w**0.5 for w in weight]
+            drawing.tip(
+                axes.scatter(x, y, s=sizes, color=look.colour, marker=look.mark, alpha=0.75, linewidths=0), arm.name
+            )
+        axes.set(xlim=(0, 1.02), ylim=(0, 1.04), xlabel="confidence", ylabel="accuracy")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+        axes.legend(loc="upper left")
+    errors = ", ".join(f"{arm.name} has a calibration error of {_ECE.text(arm.spread(_ECE))}" for arm in shown)
+    caption = "Below the diagonal a model is surer than it is right. Marks are as large as their bins; bins with hardly any samples are left out."
+    return Figure("Confidence and accuracy", drawing.svg(), f"Reliability diagram: {errors}.", caption)
+
+
+def _pooled(arm: Arm) -> list[tuple[float, float, float]]:
+    """Confidence, accuracy and share of the samples for each bin, over all seeds."""
+    curves = [c for results in arm.results if isinstance(c := _curve(results), Mapping)]
+    bins: list[tuple[float, float, float]] = []
+    total = sum(sum(curve["samples"]) for curve in curves)
+    for number in range(max((len(curve["samples"]) for curve in curves), default=0)):
+        parts = [
+            (curve["samples"][number], curve["confidence"][number], curve["accuracy"][number])
+            for curve in curves
+            if number < len(curve["samples"]) and curve["samples"][number]
+        ]
+        samples = sum(n for n, _, _ in parts)
+        if samples > _FEWEST * total:
+            bins.append(
+                (sum(n * c for n, c, _ in parts) / samples, sum(n * a for n, _, a in parts) / samples, samples / total)
+            )
+    return bins
+
+
+def _curve(results: Mapping[str, Any]) -> Any:
+    calibration = results.get("calibration")
+    return calibration.get("curve") if isinstance(calibration, Mapping) else None
