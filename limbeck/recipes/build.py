@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from limbeck.data.loader import Loader
 from limbeck.data.load import load_data
 from limbeck.data.source import Source
 from limbeck.engine import distributed
+from limbeck.engine.preflight import tap_groups
 from limbeck.engine.roles import Role
 from limbeck.engine.run_folder import RunFolder
 from limbeck.engine.stage import Reporter, Stage
@@ -26,6 +27,7 @@ from limbeck.methods.base import LogitMethod, Method, build_method
 from limbeck.recipes.schema import DataSpec, Recipe, RoleSpec, StageSpec
 from limbeck.students.loading import build_model, load_weights
 from limbeck.tasks.base import Task, tasks
+from limbeck.teachers.live import FrozenTeacher
 from limbeck.transforms import build_transform
 
 
@@ -48,7 +50,10 @@ class StageData:
     held_loader: Loader
 
 
-def build_data(spec: DataSpec, stage: StageSpec, seed: int, *, view_seed: int | None = None, view_epochs: int | None = None) -> StageData:
+def build_data(
+    spec: DataSpec, stage: StageSpec, seed: int, *,
+    view_seed: int | None = None, view_epochs: int | None = None, view_names: Sequence[str] = (), shuffle: bool = True,
+) -> StageData:
     """Returns the data of a stage.
 
     Args:
@@ -57,6 +62,8 @@ def build_data(spec: DataSpec, stage: StageSpec, seed: int, *, view_seed: int | 
         seed: seed of the order of samples.
         view_seed: seed of the augmentation, that of a cache for example; ``seed`` when None.
         view_epochs: number of epochs after which augmented views repeat, that of a cache; never when None.
+        view_names: further views that the method needs; one that the recipe does not define is made by RandAugment.
+        shuffle: whether training samples come in random order.
     """
     where: dict[str, Any] = {"name": spec.name, **spec.options}
     if spec.path is not None:
@@ -68,10 +75,12 @@ def build_data(spec: DataSpec, stage: StageSpec, seed: int, *, view_seed: int | 
     split = "validation" if spec.validation else "test"
     train, held = load_data(where, split="train"), load_data(where, split=split)
     train_settings = stage.train
+    usual = train.info.augment if spec.augment is None else spec.augment
+    # The literature's second view of a sample is the usual augmentation followed by RandAugment.
+    views = {**{name: (*usual, {"name": "randaugment"}) for name in view_names}, **spec.views}
     common = {"normalize": spec.normalize, "workers": train_settings.workers}
     loader = Loader(
-        train, train.info.augment if spec.augment is None else spec.augment, batch_size=train_settings.batch_size, seed=seed,
-        views=spec.views, view_seed=view_seed, view_epochs=view_epochs,
+        train, usual, batch_size=train_settings.batch_size, seed=seed, shuffle=shuffle, views=views, view_seed=view_seed, view_epochs=view_epochs,
         rank=distributed.rank(), world_size=distributed.world_size(), **common,
     )  # fmt: skip
     held_loader = Loader(held, (), batch_size=max(256, train_settings.batch_size), seed=seed, shuffle=False, **common)
@@ -137,7 +146,7 @@ def build_stage(
     torch.manual_seed(streams.torch_seed(recipe.seed, f"method/{spec.name}"))
     method, weights = make_method(spec.method)
     cache = next((role.cache for role in spec.roles.values() if role.cache is not None), None)
-    data = build_data(spec.data, spec, recipe.seed, **(_cached_views(cache) if cache else {}))
+    data = build_data(spec.data, spec, recipe.seed, view_names=method.needs.views, **(_cached_views(cache) if cache else {}))
     builder = _RoleBuilder(recipe, spec, data, task, trust, earlier)
     roles = {name: builder.build(name, role) for name, role in spec.roles.items()}
     torch.manual_seed(streams.torch_seed(recipe.seed, f"train/{spec.name}"))
@@ -160,6 +169,30 @@ def build_stage(
     return BuiltStage(stage, roles, data, task)
 
 
+def build_cached_role(recipe: Recipe, spec: StageSpec, role: str, *, trust: bool = False) -> tuple[FrozenTeacher | Any, Loader, list[str]]:
+    """Returns what a cache of one role is written from: its provider, a loader in dataset order, and the signals beside logits to store.
+
+    Raises:
+        RecipeError: the recipe has no such role, or it is trained.
+    """
+    if role not in spec.roles:
+        raise RecipeError(f"the recipe has no role '{role}' to cache. {suggest(role, spec.roles)}")
+    task = tasks[spec.task].part()
+    method, _ = make_method(spec.method)
+    if role in method.learners:
+        raise RecipeError(f"the role '{role}' is trained by '{spec.method['name']}', so its outputs change and cannot be cached")
+    data = build_data(spec.data, spec, recipe.seed, view_names=method.needs.views, shuffle=False)
+    made = _RoleBuilder(recipe, spec, data, task, trust, None).build(role, spec.roles[role])
+    if made.provider is not None:
+        return made.provider, data.loader, []
+    groups = tap_groups(role, _required(made.model), method.needs.groups(role), made.taps)
+    autocast = torch.bfloat16 if (made.precision or spec.train.precision) == "bf16" else None
+    teacher = FrozenTeacher(
+        role, _required(made.model), task, groups, method.needs.views, autocast=autocast, channels_last=spec.train.channels_last
+    )
+    return teacher, data.loader, sorted(method.needs.roles.get(role, frozenset()) - {"logits"})
+
+
 def accuracy_on(student: nn.Module, loader: Loader, task: Task) -> float:
     """Returns a student's top-1 accuracy."""
     found = predict({"student": student}, loader, task)
@@ -168,9 +201,9 @@ def accuracy_on(student: nn.Module, loader: Loader, task: Task) -> float:
 
 def _cached_views(folder: str) -> dict[str, Any]:
     """Returns the seed and the number of views of a cache, which the loader must replay."""
-    from limbeck.teachers.cache import CachedTeacher
+    from limbeck.teachers.cache import read_header
 
-    header = CachedTeacher.header(folder)
+    header = read_header(Path(folder))
     return {"view_seed": header.seed, "view_epochs": len(header.views)}
 
 
@@ -224,7 +257,6 @@ class _RoleBuilder:
 
     def _ensemble(self, name: str, spec: RoleSpec) -> Any:
         from limbeck.teachers.ensemble import Ensemble
-        from limbeck.teachers.live import FrozenTeacher
 
         members: list[Any] = []
         for number, member in enumerate(spec.ensemble or ()):
