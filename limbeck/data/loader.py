@@ -113,6 +113,16 @@ class Loader:
             )
 
     @property
+    def batch_size(self) -> int:
+        """Samples of one step, over all ranks."""
+        return self._batch_size
+
+    @property
+    def view_seed(self) -> int:
+        """Seed of the augmentation."""
+        return self._view_seed
+
+    @property
     def steps_per_epoch(self) -> int:
         """Number of batches an epoch."""
         whole, rest = divmod(len(self.source), self._batch_size)
@@ -202,6 +212,10 @@ class Loader:
         Seed and epoch are in :meth:`augmentation_key`; batch size and order of samples do not matter.
         """
         return fingerprint([self.source.fingerprint(), self._seen_by(role, view).recipe()])
+
+    def preprocessing(self, role: str | None = None, view: str | None = None) -> str:
+        """Returns a hash of what makes a role's inputs of samples without chance: resizing, cropping, normalisation."""
+        return self._seen_by(role, view).preprocessing()
 
     def augmentation_key(self, epoch: int, role: str | None = None, view: str | None = None) -> str:
         """Returns what tells the views of one sample apart; ``static`` where every epoch sees the same."""

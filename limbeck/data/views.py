@@ -111,6 +111,12 @@ class View:
         """Returns a hash of :meth:`recipe`."""
         return hashlib.blake2b(self.recipe().encode(), digest_size=16).hexdigest()
 
+    def preprocessing(self) -> str:
+        """Returns a hash of the parts of the recipe without randomness: resizing, cropping, normalisation."""
+        fixed = [operation.options() for operation, draws in zip(self._operations, self._draws) if not draws]
+        facts = {"version": _VERSION, "operations": fixed, "normalise": self._normalisation}
+        return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
     def augmentation_key(self, seed: int, epoch: int) -> str:
         """Returns what tells the views of one sample apart: a hash of recipe, seed and epoch, or :data:`STATIC`."""
         if not self.random:
