@@ -38,6 +38,12 @@ def kl_of_log_probabilities(log_target: Tensor, log_approximation: Tensor) -> Te
     return (mass * torch.where(mass > 0, log_target - log_approximation, mass.new_zeros(()))).sum(-1)
 
 
+def _log_sum(first: Tensor, second: Tensor) -> Tensor:
+    """``log(exp(first) + exp(second))``; 0 without gradient where both are ``-inf``, as nothing is weighed with it there."""
+    empty = torch.isneginf(first) & torch.isneginf(second)
+    return torch.logaddexp(first.masked_fill(empty, 0.0), second.masked_fill(empty, 0.0)).masked_fill(empty, 0.0)
+
+
 @full_precision
 def kl(
     student_logits: Tensor,
@@ -133,7 +139,7 @@ def js(
         raise ValueError(f"beta is {beta}, but should be in (0, 1)")
     log_s = tempered_log_softmax(neutralised(student_logits, mask), temperature)
     log_t = tempered_log_softmax(neutralised(teacher_logits.detach(), mask), temperature)
-    log_m = torch.logaddexp(log_t + math.log(beta), log_s + math.log1p(-beta))
+    log_m = _log_sum(log_t + math.log(beta), log_s + math.log1p(-beta))
     values = beta * kl_of_log_probabilities(log_t, log_m) + (1 - beta) * kl_of_log_probabilities(log_s, log_m)
     if scale_by_t2:
         values = values * temperature**2

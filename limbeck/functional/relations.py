@@ -229,8 +229,8 @@ def probabilistic_transfer(
 
 
 def _neighbourhood(features: Tensor, eps: float) -> Tensor:
-    norm = torch.linalg.vector_norm(features, dim=1, keepdim=True) + eps
-    unit = features / torch.where(norm > 0, norm, torch.ones_like(norm))
+    norm = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    unit = features / torch.where(norm > 0, norm + eps, torch.ones_like(norm))
     kernel = (unit @ unit.T + 1.0) / 2.0
     kernel = kernel.clamp(min=0.0)
     return kernel / kernel.sum(1, keepdim=True)
