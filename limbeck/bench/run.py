@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -41,7 +41,7 @@ def run_suite(
     folder = out or Path("runs") / f"bench-{name}"
     recipes = suite.recipes()
     failures: dict[str, str] = {}
-    for label, problem in _run_all(recipes, folder, workers or os.cpu_count() or 1, trust):
+    for label, problem in run_recipes(recipes, folder, workers=workers, trust=trust):
         if problem:
             failures[label] = problem
     rows = [row for (label, seed), recipe in recipes.items() if (row := _row(name, label, seed, recipe, folder)) is not None]
@@ -59,15 +59,27 @@ def run_folder(folder: Path, label: str, seed: int) -> Path:
     return folder / "runs" / f"{label}-seed{seed}"
 
 
-def _run_all(recipes: dict[tuple[str, int], Recipe], folder: Path, workers: int, trust: bool) -> Iterator[tuple[str, str]]:
-    """Yields the label of each run that ended, with what went wrong or an empty string."""
+def run_recipes(
+    recipes: Mapping[tuple[str, int], Recipe], folder: Path, *, workers: int | None = None, trust: bool = False
+) -> Iterator[tuple[str, str]]:
+    """Runs what is missing, several at a time, each on one thread with a progress bar over all.
+
+    Args:
+        recipes: recipe by label and seed.
+        folder: its ``runs`` folder holds a run folder each.
+        workers: runs at a time; one a core when None.
+        trust: allow models that run the code they name.
+
+    Yields:
+        The name of each run that ended, and what went wrong or an empty string.
+    """
     from limbeck.report.progress import ProgressBar
 
     with (
         ProgressBar("runs") as bar,
         _one_thread_each(),
         # Spawned, not forked: a forked PyTorch may hang on the locks of its parent's threads.
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(workers or os.cpu_count() or 1, mp_context=get_context("spawn")) as pool,
     ):
         jobs: dict[Future[str], str] = {}
         # Seed by seed, so that an interrupted comparison holds whole seeds.

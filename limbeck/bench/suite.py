@@ -28,7 +28,7 @@ class Suite(BaseModel):
     about: str = Field("", description="one line for people")
     recipe: dict[str, Any] = Field(description="what all arms share: data, roles, train, evaluate")
     seeds: tuple[WholeNumber, ...] = Field((0, 1, 2), min_length=1, description="seeds of every arm")
-    arms: dict[str, dict[str, Any]] = Field(description="by label: `method`, and sections that differ from the common recipe")
+    arms: dict[str, dict[str, Any]] = Field(description="by label: `method` (the one called like the arm when absent), and sections that differ from the common recipe")
 
     def recipes(self) -> dict[tuple[str, int], Recipe]:
         """Returns the recipe of each arm and seed.
@@ -36,11 +36,13 @@ class Suite(BaseModel):
         Raises:
             RecipeError: an arm is no recipe; the message names the arm and the key.
         """
-        arms = {label: {"method": {"name": label}} for label in ALWAYS} | self.arms
+        arms = {label: {} for label in ALWAYS} | self.arms
         return {(label, seed): self._recipe(label, arm, seed) for label, arm in arms.items() for seed in self.seeds}
 
     def _recipe(self, label: str, arm: dict[str, Any], seed: int) -> Recipe:
         data = copy.deepcopy(self.recipe)
+        if "method" not in arm and "stages" not in arm:
+            data["method"] = {"name": label}
         for key, value in arm.items():
             inherited = data.get(key)
             merge = isinstance(value, dict) and isinstance(inherited, dict) and key in ("train", "roles", "data")
