@@ -1,7 +1,8 @@
 """Losses and metrics as pure functions of tensors, for any training loop.
 
 They share their conventions. Hyperparameters are keyword-only. ``reduction`` is ``none``, ``mean``, ``sum`` or
-``batchmean`` and ``mask`` says which positions count. Teachers are constants unless the docstring says otherwise.
+``batchmean`` and ``mask`` says which positions count. Logits and relations of a teacher are constants; losses between
+feature maps differentiate both sides, because either may have passed a trained projector.
 Half-precision inputs are computed in float32, also under autocast, and logits of any size give finite values and
 gradients.
 """

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from limbeck.functional.precision import full_precision
-from limbeck.functional.reduction import Reduction, reduce
+from limbeck.functional.reduction import Reduction, neutralised, reduce
 
 
 @full_precision
@@ -37,7 +37,7 @@ def memory_scores(embedding: Tensor, memory: Tensor, index: Tensor, *, temperatu
 
 
 @full_precision
-def log_partition(scores: Tensor, population: int) -> Tensor:
+def log_partition(scores: Tensor, *, population: int) -> Tensor:
     r"""Estimates :math:`\log Z`, the normaliser of ``exp(scores)`` over a population, from a sample of scores.
 
     .. math:: \log Z = \log\big(N \cdot \mathrm{mean}\, e^{a}\big)
@@ -47,7 +47,7 @@ def log_partition(scores: Tensor, population: int) -> Tensor:
         population: number of candidates ``N``.
 
     Example:
-        >>> log_partition(torch.zeros(2, 3), 10).exp()
+        >>> log_partition(torch.zeros(2, 3), population=10).exp()
         tensor(10.)
     """
     return scores.detach().flatten().logsumexp(0) + math.log(population / scores.numel())
@@ -55,7 +55,13 @@ def log_partition(scores: Tensor, population: int) -> Tensor:
 
 @full_precision
 def noise_contrastive(
-    scores: Tensor, log_z: Tensor, *, population: int, eps: float = 0.0, reduction: Reduction = "mean"
+    scores: Tensor,
+    log_z: Tensor,
+    *,
+    population: int,
+    eps: float = 0.0,
+    mask: Tensor | None = None,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Noise-contrastive estimation: tell the positive from ``K`` negatives drawn from a uniform noise distribution.
 
@@ -70,6 +76,7 @@ def noise_contrastive(
         log_z: scalar :math:`\log Z`, see :func:`log_partition`.
         population: number of candidates ``N``.
         eps: added to the denominators; the authors' code has 1e-7.
+        mask: ``[B]`` true where a sample counts.
         reduction: over the ``B`` samples.
 
     Returns:
@@ -90,7 +97,7 @@ def noise_contrastive(
         raise ValueError("contrast needs at least one negative for each sample")
     log_noise = math.log(negatives / population)
     log_floor = math.log(negatives / population + eps)
-    log_h = scores - log_z
+    log_h = neutralised(scores, mask) - log_z
     positive = softplus(log_floor - log_h[:, 0])
     negative = softplus(log_h[:, 1:] - log_floor) + (log_floor - log_noise)
-    return reduce(positive + negative.sum(1), reduction)
+    return reduce(positive + negative.sum(1), reduction, mask=mask)

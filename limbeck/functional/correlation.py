@@ -7,7 +7,7 @@ from torch import Tensor
 
 from limbeck.functional.divergences import tempered_log_softmax
 from limbeck.functional.precision import full_precision
-from limbeck.functional.reduction import Reduction, check_same_shape, reduce
+from limbeck.functional.reduction import Reduction, check_same_shape, neutralised, reduce
 
 
 @full_precision
@@ -64,6 +64,7 @@ def inter_class_distance(
     temperature: float = 1.0,
     scale_by_t2: bool = True,
     eps: float = 0.0,
+    mask: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""DIST's inter-class term: one minus the correlation over the classes of one sample's probabilities.
@@ -76,6 +77,7 @@ def inter_class_distance(
         temperature: divides both logits before the softmax.
         scale_by_t2: whether to multiply by :math:`T^2`.
         eps: see :func:`pearson`.
+        mask: ``[B]`` true where a sample counts.
         reduction: over the ``B`` samples.
 
     Raises:
@@ -88,7 +90,8 @@ def inter_class_distance(
         >>> inter_class_distance(torch.tensor([[3.0, 1.0, 0.0]]), torch.tensor([[3.0, 1.0, 0.0]])).abs() < 1e-6
         tensor(True)
     """
-    return _distance(-1, student_logits, teacher_logits, temperature, scale_by_t2, eps, reduction)
+    student, teacher = neutralised(student_logits, mask), neutralised(teacher_logits, mask)
+    return reduce(_distances(-1, student, teacher, temperature, scale_by_t2, eps), reduction, mask=mask)
 
 
 @full_precision
@@ -125,17 +128,15 @@ def intra_class_distance(
         >>> intra_class_distance(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
         tensor(2.)
     """
-    return _distance(0, student_logits, teacher_logits, temperature, scale_by_t2, eps, reduction)
+    return reduce(_distances(0, student_logits, teacher_logits, temperature, scale_by_t2, eps), reduction)
 
 
-def _distance(
-    dim: int, student: Tensor, teacher: Tensor, temperature: float, scale_by_t2: bool, eps: float, reduction: Reduction
-) -> Tensor:
+def _distances(dim: int, student: Tensor, teacher: Tensor, temperature: float, scale_by_t2: bool, eps: float) -> Tensor:
     check_same_shape(student, teacher, "student and teacher logits")
     p_s = tempered_log_softmax(student, temperature).exp()
     p_t = tempered_log_softmax(teacher.detach(), temperature).exp()
     values = 1.0 - pearson(p_s, p_t, dim=dim, eps=eps)
-    return reduce(values * temperature**2 if scale_by_t2 else values, reduction)
+    return values * temperature**2 if scale_by_t2 else values
 
 
 @full_precision

@@ -39,7 +39,7 @@ def kl_of_log_probabilities(log_target: Tensor, log_approximation: Tensor) -> Te
 
 
 def _log_sum(first: Tensor, second: Tensor) -> Tensor:
-    """``log(exp(first) + exp(second))``; 0 without gradient where both are ``-inf``, as nothing is weighed with it there."""
+    """Returns ``log(exp(first) + exp(second))``, or 0 without gradient where both are ``-inf``: nothing is there."""
     empty = torch.isneginf(first) & torch.isneginf(second)
     return torch.logaddexp(first.masked_fill(empty, 0.0), second.masked_fill(empty, 0.0)).masked_fill(empty, 0.0)
 

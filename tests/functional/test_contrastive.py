@@ -28,7 +28,7 @@ def test_loss_is_the_published_expression(eps: float) -> None:
 
 def test_normaliser_is_population_times_mean() -> None:
     scores = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
-    z = log_partition(scores, 100)
+    z = log_partition(scores, population=100)
     np.testing.assert_allclose(z.exp().item(), 100 * np.exp(scores.detach().numpy()).mean(), rtol=1e-12)
     assert not z.requires_grad
 

@@ -62,6 +62,7 @@ class CorrelationCongruence(FeatureMethod):
         self.order = order
         self.embedding = embedding
         self.order_dependent = form == "repdistiller"
+        self.order_dependent = form == "repdistiller"
         self.weights = {"ce": 1.0, "cc": 100.0 if form == "kernel" else 0.02}
 
     def build(self, setup: Setup) -> None:

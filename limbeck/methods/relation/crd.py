@@ -110,7 +110,7 @@ class CRD(FeatureMethod):
             memory_scores(theirs, self.memory_student, contrast, temperature=self.temperature),
         )
         population = len(self.memory_student)
-        fresh = torch.stack([log_partition(s, population) for s in scores]).to(self.log_z.dtype)
+        fresh = torch.stack([log_partition(s, population=population) for s in scores]).to(self.log_z.dtype)
         log_z = torch.where(torch.isnan(self.log_z), fresh, self.log_z)
         self._pending = (batch["index"], ours.detach(), theirs.detach(), log_z)
         losses = [

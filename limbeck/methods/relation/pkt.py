@@ -26,7 +26,7 @@ class PKT(FeatureMethod):
         pkt: KL divergence between neighbourhoods under a cosine kernel, averaged over all pairs of samples.
 
     The weight is as large as it is because the mean over all pairs divides twice by the batch size. Deviations: none
-    from the authors' code, but a row of zeros gets no gradient where theirs becomes NaN.
+    from the authors' code, but the gradient at a row of zeros is finite where theirs becomes NaN.
 
     Args:
         eps: added inside both logarithms and to the norms of the features; bounds the loss for opposite features.
