@@ -60,7 +60,7 @@ def validated(owner: str, function: F) -> F:
     """
     from pydantic import ConfigDict, ValidationError, validate_call
 
-    checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(function)
+    checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))(function)
     known = [n for n in inspect.signature(function).parameters if n != "self"]
 
     @functools.wraps(function)

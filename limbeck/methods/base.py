@@ -89,7 +89,7 @@ class Method(nn.Module):
     extends_student: ClassVar[bool] = False
     """Whether :meth:`finish` returns more than the student: parts of the method or of the teacher beside it."""
     batch_statistics: ClassVar[tuple[str, ...]] = ()
-    """Frozen roles whose batch normalisation uses the batch's statistics; their running statistics still do not move."""
+    """Frozen roles whose batch normalisation uses the batch's statistics; running statistics still do not move."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class Method(nn.Module):
         """Makes projectors, heads and banks from the shapes of a dry run."""
 
     def prepare(self, observe_all: Callable[[], Iterator[tuple[Batch, dict[str, Signals]]]]) -> None:
-        """Computes statistics (class means, centroids, principal axes) over the training data, before the first step."""
+        """Computes statistics (class means, centroids, principal axes) of the training data before the first step."""
 
     def observe(self, batch: Batch, observers: Observers) -> dict[str, Signals]:
         """Runs the roles on a batch. Override only to run models in an unusual way."""
