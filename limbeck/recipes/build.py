@@ -91,7 +91,7 @@ def make_method(spec: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
     """Returns a method and the weights that a recipe's ``method`` section sets.
 
     Raises:
-        RecipeError: a hyperparameter is unknown or out of range, or the method has no logits to transform.
+        RecipeError: a hyperparameter or the logit transform is unknown or out of range, or the method has no logits to transform.
     """
     options = dict(spec)
     if "name" not in options:
@@ -103,7 +103,10 @@ def make_method(spec: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
     if transform is not None:
         if not isinstance(method, LogitMethod):
             raise RecipeError(f"method '{name}' compares no logits, so logit_transform has nothing to change; remove it")
-        method.logit_transform = logit_transform(transform)
+        try:
+            method.logit_transform = logit_transform(str(transform))
+        except ValueError as error:
+            raise RecipeError(f"method '{name}': {error}") from None
     return method, weights
 
 
