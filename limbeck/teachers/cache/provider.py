@@ -48,6 +48,7 @@ class CachedTeacher:
     ) -> None:
         self.reader = CacheReader(folder)
         self.header = self.reader.header
+        self._cache = f"the cache '{self.reader.folder}'"
         self.role = self.header.role if role is None else role
         self._loader = loader
         self._views_of_samples = tuple(self.header.further_views)
@@ -83,9 +84,10 @@ class CachedTeacher:
         if epoch not in self._view_of_epoch:
             view = self._view_of_key.get(self._augmentation(epoch))
             if view is None:
+                last = len(self.header.views) - 1
                 raise CacheError(
-                    f"the cache '{self.reader.folder}' has the views of epochs 0 to {len(self.header.views) - 1}, but not of "
-                    f"epoch {epoch}; write more views, train for fewer epochs, or let the loader repeat them (view_epochs)"
+                    f"{self._cache} has the views of epochs 0 to {last}, but not of epoch {epoch}; write more views, "
+                    "train for fewer epochs, or let the loader repeat them (view_epochs)"
                 )
             self._view_of_epoch[epoch] = view
         return self._view_of_epoch[epoch]
@@ -118,14 +120,15 @@ class CachedTeacher:
         if len(absent):
             more = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
             numbered = self.header.views[0] != STATIC
+            why = _BY_NUMBER if numbered else ""
             raise CacheError(
-                f"the cache '{self.reader.folder}' lacks samples {absent[:_NAMED].tolist()}{more} of the {len(rows)} in the "
-                f"data{_BY_NUMBER if numbered else ''}. Use the data that it was written for, or write the cache again"
+                f"{self._cache} lacks samples {absent[:_NAMED].tolist()}{more} of the {len(rows)} in the data{why}. "
+                "Use the data that it was written for, or write the cache again"
             )
         return rows
 
     def _another(self, what: str, held: str, asked: str, fix: str) -> CacheError:
         return CacheError(
-            f"the cache '{self.reader.folder}' was written for another {what}: it holds {held}, now it is {asked}. "
+            f"{self._cache} was written for another {what}: it holds {held}, now it is {asked}. "
             f"To use this cache {fix}; otherwise write the cache again"
         )
