@@ -27,7 +27,7 @@ _HOMES = {
     "run_recipe": ("limbeck.recipes.run", "run_recipe"),
 }
 
-__all__ = list(_HOMES)  # noqa: PLE0605 - a list of literals, by way of the table above
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,7 @@
-"""The command. Thin: it parses, calls the library and prints; imports happen inside commands so that ``--help`` is immediate."""
+"""The command: it parses, calls the library and prints.
+
+Imports happen inside commands, so that ``--help`` is immediate.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="""Distil large models into small ones.
 
-Start with `limbeck demo`. Then write a recipe (about fifteen lines of YAML), ask `limbeck check` whether it can work, and `limbeck run` it.
+Start with `limbeck demo`. Then write a recipe (about fifteen lines of YAML), ask `limbeck check` whether it can work,
+and `limbeck run` it.
 `limbeck methods` lists what there is, `limbeck explain dkd` says what a method does and how it measured.""",
 )
 
 RecipePath = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe (`limbeck recipes`).")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as `train.lr=0.05` or `method.temperature=2`.")]
-Trust = Annotated[bool, typer.Option("--trust", help="Allow `python:package.module:factory` models, which run the code they name.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Overrides such as `train.lr=0.05` or `method.temperature=2`.")
+]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Allow `python:package.module:factory` models, which run the code they name.")
+]
 RunPath = Annotated[Path, typer.Argument(help="A run folder.", exists=False)]
 
 
@@ -40,7 +48,9 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the runs, the report and the ONNX student.")] = Path("runs/demo"),
     seeds: Annotated[int, typer.Option(help="Students of each kind.", min=2, max=20)] = 3,
-    open_report: Annotated[bool, typer.Option("--open/--no-open", help="Open the report in a browser at the end.")] = False,
+    open_report: Annotated[
+        bool, typer.Option("--open/--no-open", help="Open the report in a browser at the end.")
+    ] = False,
 ) -> None:
     """Distil a small image classifier on real data and show what it gained, in under five minutes on two cores."""
     from limbeck.demo import run_demo
@@ -54,7 +64,12 @@ def demo(
 def run(
     recipe: RecipePath,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder. By default `runs/<recipe>-<hash>`, so the same recipe continues where it was stopped.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run folder. By default `runs/<recipe>-<hash>`, so the same recipe continues where it was stopped."
+        ),
+    ] = None,
     trust: Trust = False,
 ) -> None:
     """Train what a recipe says.
@@ -85,7 +100,12 @@ def cache(
     recipe: RecipePath,
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="Folder of the cache.")] = Path("runs/cache"),
-    epochs: Annotated[int | None, typer.Option(help="Views of each sample to store; the recipe's epochs when absent, 1 without augmentation.", min=1)] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Views of each sample to store; the recipe's epochs when absent, 1 without augmentation.", min=1
+        ),
+    ] = None,
     codec: Annotated[str, typer.Option(help="`fp32`, `fp16`, or `topk` with an exact tail.")] = "fp16",
     k: Annotated[int, typer.Option(help="Classes kept by `topk`.", min=1)] = 10,
     trust: Trust = False,
@@ -98,7 +118,9 @@ def cache(
     from limbeck.report.progress import ProgressBar
 
     with ProgressBar("caching") as bar:
-        said = cache_recipe(recipe, overrides or [], out=out, epochs=epochs, codec=codec, k=k, trust=trust, progress=bar.update)
+        said = cache_recipe(
+            recipe, overrides or [], out=out, epochs=epochs, codec=codec, k=k, trust=trust, progress=bar.update
+        )
     typer.echo(said)
 
 
@@ -119,7 +141,9 @@ def evaluate(
 def export(
     folder: RunPath,
     form: Annotated[str, typer.Option("--format", help="`onnx`.")] = "onnx",
-    out: Annotated[Path | None, typer.Option(help="File to write; `student.onnx` in the run folder when absent.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; `student.onnx` in the run folder when absent.")
+    ] = None,
     trust: Trust = False,
 ) -> None:
     """Write the student of a finished run for deployment and check its outputs against the PyTorch student."""
@@ -143,7 +167,9 @@ def report(
 def bench(
     suite: Annotated[str, typer.Argument(help="A suite file, or the name of a shipped suite.")],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the runs, the CSV and the page; `runs/bench-<suite>` when absent.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the runs, the CSV and the page; `runs/bench-<suite>` when absent.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Runs at a time; one a core when absent.", min=1)] = None,
     trust: Trust = False,
 ) -> None:

@@ -1,8 +1,8 @@
-"""The main job on real data in a few minutes: a teacher, a student alone, the same student distilled, and what it gained.
+"""The main job on real data in a few minutes: a teacher, a student alone, the same student distilled.
 
-The data are 2,000 labelled images of Fashion-MNIST: the situation in which a large model helps, since the teacher has seen all 60,000.
-Both students of a seed start from the same weights, see the same images in the same order with the same augmentation, and train for the
-same number of steps; the only difference is that one also hears the teacher.
+The data are 2,000 labelled images of Fashion-MNIST: the situation in which a large model helps, since the teacher has
+seen all 60,000. Both students of a seed start from the same weights, see the same images in the same order with the
+same augmentation, and train for the same number of steps; the only difference is that one also hears the teacher.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def run_demo(out: Path, *, seeds: int = 3, overrides: tuple[str, ...] = ()) -> P
     console = Console()
     recipes = demo_recipes(seeds, overrides)
     console.print(
-        f"Teacher: ResNet-20 trained on 60,000 images of Fashion-MNIST. Students: ResNet-8, {len(recipes)} of them, on 2,000 images.",
+        "Teacher: ResNet-20 trained on 60,000 images of Fashion-MNIST. "
+        f"Students: ResNet-8, {len(recipes)} of them, on 2,000 images.",
         soft_wrap=True,
     )
     failures = [f"{name}: {problem}" for name, problem in run_recipes(recipes, out) if problem]
@@ -131,6 +132,6 @@ def _verdict(folders: Mapping[tuple[str, int], Path]) -> str:
     alone = statistics.stdev(accuracy["alone", seed] for arm, seed in folders if arm == "alone")
     clear = "more" if mean > max(spread, alone) else "not more"
     return (
-        f"Distillation gained {100 * mean:+.2f} ± {100 * spread:.2f} points of accuracy over {len(gains)} seeds, {clear} than the spread of "
-        f"the students alone ({100 * alone:.2f})."
+        f"Distillation gained {100 * mean:+.2f} ± {100 * spread:.2f} points of accuracy over {len(gains)} seeds, "
+        f"{clear} than the spread of the students alone ({100 * alone:.2f})."
     )

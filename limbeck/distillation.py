@@ -53,16 +53,20 @@ def distill(
     """Trains ``student`` on ``train_set`` to do what ``teacher`` does.
 
     Args:
-        teacher: the large model, frozen throughout: parameters and buffers are byte-identical afterwards. None for methods without one.
+        teacher: the large model, frozen throughout: parameters and buffers are byte-identical afterwards. None for
+            methods without one.
         student: the small model, trained in place.
-        train_set: a name (``"fashion-mnist"``), a pair of tensors ``(inputs, labels)``, or any torch ``Dataset`` of such pairs.
-        method: a name, a mapping with a name and hyperparameters, or a :class:`~limbeck.methods.base.Method` of your own.
+        train_set: a name (``"fashion-mnist"``), a pair of tensors ``(inputs, labels)``, or any torch ``Dataset`` of
+            such pairs.
+        method: a name, a mapping with a name and hyperparameters, or a :class:`~limbeck.methods.base.Method` of your
+            own.
         evaluate_on: test data, in the forms of ``train_set``.
         evaluations: what to measure on it.
         task: how models are run.
         augment: augmentation of the training data, as in a recipe; none by default.
         views: further views of each sample, by name, for methods that need them.
-        taps: by role and tap group, the modules whose outputs are features (``{"student": {"stages": ["layer1", "layer2"]}}``).
+        taps: by role and tap group, the modules whose outputs are features (``{"student": {"stages": ["layer1",
+            "layer2"]}}``).
         roles: further roles, for methods with more than a student and a teacher.
         seed: seed of the order of samples, augmentation and of what the method draws.
         out: a folder for metrics and checkpoints; with it, an interrupted call continues when it is made again.
@@ -90,15 +94,23 @@ def distill(
     built, weights = (spec, {}) if isinstance(spec, Method) else make_method(spec)
     how = tasks[task].part()
     source = as_source(train_set, split="train")
-    loader = Loader(source, augment, batch_size=settings.batch_size, seed=seed, views=views or {}, workers=settings.workers)
+    loader = Loader(
+        source, augment, batch_size=settings.batch_size, seed=seed, views=views or {}, workers=settings.workers
+    )
     held = None
     if evaluate_on is not None:
-        held = Loader(as_source(evaluate_on, split="test"), (), batch_size=max(256, settings.batch_size), seed=seed, shuffle=False)
+        held = Loader(
+            as_source(evaluate_on, split="test"), (), batch_size=max(256, settings.batch_size), seed=seed, shuffle=False
+        )
     tapped = taps or {}
     all_roles = {"student": Role(model=student, taps=tapped.get("student")), **(roles or {})}
     if teacher is not None:
         all_roles["teacher"] = Role(model=teacher, taps=tapped.get("teacher"))
-    folder = RunFolder(out, {"method": str(spec), "seed": seed, "train": settings.model_dump(mode="json")}) if out is not None else None
+    folder = (
+        RunFolder(out, {"method": str(spec), "seed": seed, "train": settings.model_dump(mode="json")})
+        if out is not None
+        else None
+    )
     try:
         stage = Stage(
             method=built,

@@ -1,6 +1,7 @@
 """Errors that name the cause and the fix.
 
-Every error that limbeck raises on purpose is a :class:`LimbeckError`; the command prints its message without a traceback.
+Every error that limbeck raises on purpose is a :class:`LimbeckError`; the command prints its message without a
+traceback.
 """
 
 from __future__ import annotations

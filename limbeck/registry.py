@@ -1,4 +1,7 @@
-"""Names for parts. A decorator registers a part; the command line, the documentation and the tests find it by themselves."""
+"""Names for parts.
+
+A decorator registers a part; the command line, the documentation and the tests find it by themselves.
+"""
 
 from __future__ import annotations
 

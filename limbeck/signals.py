@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class Batch(dict[str, Any]):
     def split(self, parts: int) -> Iterator[Batch]:
         """Yields ``parts`` micro-batches of nearly equal size, in order."""
         bounds = [self.size * i // parts for i in range(parts + 1)]
-        for start, stop in zip(bounds, bounds[1:]):
+        for start, stop in pairwise(bounds):
             if stop > start:
                 yield self.map(lambda t, a=start, b=stop: t[a:b])  # type: ignore[misc]
 
@@ -133,7 +134,9 @@ class Signals:
 
     def present(self) -> frozenset[str]:
         """Names of the signals that are there, tap groups as ``features.<group>``."""
-        names = {f.name for f in fields(self) if f.name not in ("features", "views") and getattr(self, f.name) is not None}
+        names = {
+            f.name for f in fields(self) if f.name not in ("features", "views") and getattr(self, f.name) is not None
+        }
         return frozenset(names | {f"features.{g}" for g in self.features})
 
 
@@ -142,7 +145,8 @@ class Term:
     """One named part of a loss, before its weight.
 
     Attributes:
-        values: ``[B]`` (or ``[B, ...]``) one loss a sample or position, averaged by the engine over the whole batch whatever its split
+        values: ``[B]`` (or ``[B, ...]``) one loss a sample or position, averaged by the engine over the whole batch
+            whatever its split
             into micro-batches and ranks; or a scalar, for a loss that is not a sum over samples.
         mask: which positions of ``values`` count; all when None.
     """

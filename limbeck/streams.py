@@ -1,7 +1,9 @@
 """Counter-based random streams: the same (seed, purpose, epoch, sample, draw) gives the same number, always.
 
-Nothing here has state. Data order, augmentation and sampled negatives are therefore the same for every number of workers, ranks and
-micro-batches, can be replayed years later without having stored a seed for each sample, and survive a kill at any moment.
+Nothing here has state. Data order, augmentation and sampled negatives are therefore the same for every number of
+workers, ranks and
+micro-batches, can be replayed years later without having stored a seed for each sample, and survive a kill at any
+moment.
 The generator is SplitMix64's output function (Steele, Lea and Flood, 2014), applied to a counter.
 """
 

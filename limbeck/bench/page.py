@@ -57,8 +57,8 @@ def findings(summaries: Sequence[Summary]) -> list[str]:
         worse = [s.arm for s in others if _apart(s, by_arm[base]) < 0]
         title = "the student without distillation" if base == "none" else "plain KD"
         said.append(
-            f"Against {title} ({_percent(by_arm[base].mean, by_arm[base].spread)}): {_named(better)} better and {_named(worse)} worse "
-            "by more than two standard errors of the difference; the other arms cannot be told from it."
+            f"Against {title} ({_percent(by_arm[base].mean, by_arm[base].spread)}): {_named(better)} better "
+            f"and {_named(worse)} worse by more than two standard errors of the difference; the other arms cannot be told from it."
         )
     return said
 
@@ -84,9 +84,10 @@ def _terms_of(about: str, rows: Sequence[Row]) -> list[str]:
     with_accuracy = f" (accuracy {100 * teacher[0]:.2f} %)" if teacher else ""
     seeds = sorted({r.seed for r in rows})
     return [
-        f"Data {first.data}; teacher {first.teacher}{with_accuracy}; student {first.student}; judged on the {first.split} data.",
-        f"Seeds {', '.join(map(str, seeds))}. With a seed, every arm starts from the same weights and sees the same samples in the same "
-        f"order. Figures are those of the last epoch. Measured on {first.processor}.",
+        f"Data {first.data}; teacher {first.teacher}{with_accuracy}; student {first.student}; "
+        f"judged on the {first.split} data.",
+        f"Seeds {', '.join(map(str, seeds))}. With a seed, every arm starts from the same weights and sees the same samples "
+        f"in the same order. Figures are those of the last epoch. Measured on {first.processor}.",
     ]
 
 

@@ -20,7 +20,12 @@ from limbeck.recipes.schema import Recipe
 
 
 def run_suite(
-    where: str, overrides: Sequence[str] = (), *, out: Path | None = None, workers: int | None = None, trust: bool = False
+    where: str,
+    overrides: Sequence[str] = (),
+    *,
+    out: Path | None = None,
+    workers: int | None = None,
+    trust: bool = False,
 ) -> Path:
     """Runs what is missing of a comparison and writes its table and page.
 
@@ -35,7 +40,8 @@ def run_suite(
         The page.
 
     Raises:
-        LimbeckError: the suite is malformed, or arms failed; those that worked are kept, and the message names the others.
+        LimbeckError: the suite is malformed, or arms failed; those that worked are kept, and the message names the
+            others.
     """
     name, suite = load_suite(where, overrides)
     folder = out or Path("runs") / f"bench-{name}"
@@ -44,7 +50,9 @@ def run_suite(
     for label, problem in run_recipes(recipes, folder, workers=workers, trust=trust):
         if problem:
             failures[label] = problem
-    rows = [row for (label, seed), recipe in recipes.items() if (row := _row(name, label, seed, recipe, folder)) is not None]
+    rows = [
+        row for (label, seed), recipe in recipes.items() if (row := _row(name, label, seed, recipe, folder)) is not None
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(rows, folder / "results.csv")
     page = write_page(name, suite.about, rows, folder / "results.html")
@@ -130,5 +138,10 @@ def _row(suite: str, label: str, seed: int, recipe: Recipe, folder: Path) -> Row
         return None
     seconds = run / "seconds.json"
     return Row.of(
-        suite, label, seed, recipe, json.loads((run / "results.json").read_text()), json.loads(seconds.read_text()) if seconds.exists() else None
+        suite,
+        label,
+        seed,
+        recipe,
+        json.loads((run / "results.json").read_text()),
+        json.loads(seconds.read_text()) if seconds.exists() else None,
     )

@@ -28,7 +28,9 @@ class Suite(BaseModel):
     about: str = Field("", description="one line for people")
     recipe: dict[str, Any] = Field(description="what all arms share: data, roles, train, evaluate")
     seeds: tuple[WholeNumber, ...] = Field((0, 1, 2), min_length=1, description="seeds of every arm")
-    arms: dict[str, dict[str, Any]] = Field(description="by label: `method` (the one called like the arm when absent), and sections that differ from the common recipe")
+    arms: dict[str, dict[str, Any]] = Field(
+        description="by label: `method` (the one called like the arm when absent), and sections that differ"
+    )
 
     def recipes(self) -> dict[tuple[str, int], Recipe]:
         """Returns the recipe of each arm and seed.
@@ -55,7 +57,11 @@ class Suite(BaseModel):
 
 def shipped() -> list[str]:
     """Names of the suites that come with limbeck."""
-    return sorted(p.name.removesuffix(".yaml") for p in (resources.files("limbeck.bench") / "suites").iterdir() if p.name.endswith(".yaml"))
+    return sorted(
+        p.name.removesuffix(".yaml")
+        for p in (resources.files("limbeck.bench") / "suites").iterdir()
+        if p.name.endswith(".yaml")
+    )
 
 
 def load_suite(where: str, overrides: Sequence[str] = ()) -> tuple[str, Suite]:

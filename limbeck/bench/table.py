@@ -161,7 +161,11 @@ def shipped_results() -> dict[str, list[Row]]:
     folder = resources.files("limbeck.bench") / "results"
     if not folder.is_dir():
         return {}
-    return {p.name.removesuffix(".csv"): read_csv(Path(str(p))) for p in sorted(folder.iterdir(), key=str) if p.name.endswith(".csv")}
+    return {
+        p.name.removesuffix(".csv"): read_csv(Path(str(p)))
+        for p in sorted(folder.iterdir(), key=str)
+        if p.name.endswith(".csv")
+    }
 
 
 def _model(role: RoleSpec | None) -> str:
@@ -169,7 +173,9 @@ def _model(role: RoleSpec | None) -> str:
         return ""
     if isinstance(role.model, dict):
         return str(role.model.get("name", ""))
-    return role.model or (f"the student of {role.from_stage}" if role.from_stage else "a cache" if role.cache else "several")
+    return role.model or (
+        f"the student of {role.from_stage}" if role.from_stage else "a cache" if role.cache else "several"
+    )
 
 
 def _number(results: dict[str, Any], *path: str) -> float:

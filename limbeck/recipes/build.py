@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from limbeck import streams
-from limbeck.data.loader import Loader
 from limbeck.data.load import load_data
+from limbeck.data.loader import Loader
 from limbeck.data.source import Source
 from limbeck.engine import distributed
 from limbeck.engine.preflight import tap_groups
@@ -37,7 +37,8 @@ class StageData:
 
     Attributes:
         train: training samples.
-        held: samples on which the student is judged: the test split, or the validation part where the recipe holds one out.
+        held: samples on which the student is judged: the test split, or the validation part where the recipe holds one
+            out.
         split: what ``held`` is, ``test`` or ``validation``.
         loader: training batches.
         held_loader: unaugmented batches of ``held``.
@@ -51,8 +52,14 @@ class StageData:
 
 
 def build_data(
-    spec: DataSpec, stage: StageSpec, seed: int, *,
-    view_seed: int | None = None, view_epochs: int | None = None, view_names: Sequence[str] = (), shuffle: bool = True,
+    spec: DataSpec,
+    stage: StageSpec,
+    seed: int,
+    *,
+    view_seed: int | None = None,
+    view_epochs: int | None = None,
+    view_names: Sequence[str] = (),
+    shuffle: bool = True,
 ) -> StageData:
     """Returns the data of a stage.
 
@@ -80,7 +87,8 @@ def build_data(
     views = {**{name: (*usual, {"name": "randaugment"}) for name in view_names}, **spec.views}
     common = {"normalize": spec.normalize, "workers": train_settings.workers}
     loader = Loader(
-        train, usual, batch_size=train_settings.batch_size, seed=seed, shuffle=shuffle, views=views, view_seed=view_seed, view_epochs=view_epochs,
+        train, usual, batch_size=train_settings.batch_size, seed=seed, shuffle=shuffle,
+        views=views, view_seed=view_seed, view_epochs=view_epochs,
         rank=distributed.rank(), world_size=distributed.world_size(), **common,
     )  # fmt: skip
     held_loader = Loader(held, (), batch_size=max(256, train_settings.batch_size), seed=seed, shuffle=False, **common)
@@ -91,18 +99,30 @@ def make_method(spec: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
     """Returns a method and the weights that a recipe's ``method`` section sets.
 
     Raises:
-        RecipeError: a hyperparameter or the logit transform is unknown or out of range, or the method has no logits to transform.
+        RecipeError: a hyperparameter or the logit transform is unknown or out of range, or the method has no logits to
+            transform.
     """
     options = dict(spec)
     if "name" not in options:
         raise RecipeError("the method has no name; write `method: {name: kd}`")
-    name, weights, transform = str(options.pop("name")), options.pop("weights", {}), options.pop("logit_transform", None)
-    if not isinstance(weights, dict) or not all(isinstance(w, (int, float)) and not isinstance(w, bool) for w in weights.values()):
-        raise RecipeError(f"method.weights should be a mapping from a term's name to a number, for example {{ce: 1.0}}; it is {weights!r}")
+    name, weights, transform = (
+        str(options.pop("name")),
+        options.pop("weights", {}),
+        options.pop("logit_transform", None),
+    )
+    if not isinstance(weights, dict) or not all(
+        isinstance(w, (int, float)) and not isinstance(w, bool) for w in weights.values()
+    ):
+        raise RecipeError(
+            f"method.weights should be a mapping from a term's name to a number, for example {{ce: 1.0}}; "
+            f"it is {weights!r}"
+        )
     method = build_method(name, **{str(k): v for k, v in options.items()})
     if transform is not None:
         if not isinstance(method, LogitMethod):
-            raise RecipeError(f"method '{name}' compares no logits, so logit_transform has nothing to change; remove it")
+            raise RecipeError(
+                f"method '{name}' compares no logits, so logit_transform has nothing to change; remove it"
+            )
         try:
             method.logit_transform = logit_transform(str(transform))
         except ValueError as error:
@@ -149,7 +169,9 @@ def build_stage(
     torch.manual_seed(streams.torch_seed(recipe.seed, f"method/{spec.name}"))
     method, weights = make_method(spec.method)
     cache = next((role.cache for role in spec.roles.values() if role.cache is not None), None)
-    data = build_data(spec.data, spec, recipe.seed, view_names=method.needs.views, **(_cached_views(cache) if cache else {}))
+    data = build_data(
+        spec.data, spec, recipe.seed, view_names=method.needs.views, **(_cached_views(cache) if cache else {})
+    )
     builder = _RoleBuilder(recipe, spec, data, task, trust, earlier)
     roles = {name: builder.build(name, role) for name, role in spec.roles.items()}
     torch.manual_seed(streams.torch_seed(recipe.seed, f"train/{spec.name}"))
@@ -160,7 +182,9 @@ def build_stage(
         loader=data.loader,
         settings=spec.train,
         weights=weights,
-        transforms=[build_transform(t, seed=recipe.seed, num_classes=data.train.info.num_classes) for t in spec.transforms],
+        transforms=[
+            build_transform(t, seed=recipe.seed, num_classes=data.train.info.num_classes) for t in spec.transforms
+        ],
         labels=data.train.labels(),
         num_classes=data.train.info.num_classes or None,
         evaluate=lambda student: {"accuracy": accuracy_on(student, data.held_loader, task)},
@@ -172,8 +196,10 @@ def build_stage(
     return BuiltStage(stage, roles, data, task)
 
 
-def build_cached_role(recipe: Recipe, spec: StageSpec, role: str, *, trust: bool = False) -> tuple[FrozenTeacher | Any, Loader, list[str]]:
-    """Returns what a cache of one role is written from: its provider, a loader in dataset order, and the signals beside logits to store.
+def build_cached_role(
+    recipe: Recipe, spec: StageSpec, role: str, *, trust: bool = False
+) -> tuple[FrozenTeacher | Any, Loader, list[str]]:
+    """Returns a role's provider, a loader in dataset order, and which signals beside logits a cache should store.
 
     Raises:
         RecipeError: the recipe has no such role, or it is trained.
@@ -183,7 +209,9 @@ def build_cached_role(recipe: Recipe, spec: StageSpec, role: str, *, trust: bool
     task = tasks[spec.task].part()
     method, _ = make_method(spec.method)
     if role in method.learners:
-        raise RecipeError(f"the role '{role}' is trained by '{spec.method['name']}', so its outputs change and cannot be cached")
+        raise RecipeError(
+            f"the role '{role}' is trained by '{spec.method['name']}', so its outputs change and cannot be cached"
+        )
     data = build_data(spec.data, spec, recipe.seed, view_names=method.needs.views, shuffle=False)
     made = _RoleBuilder(recipe, spec, data, task, trust, None).build(role, spec.roles[role])
     if made.provider is not None:
@@ -191,7 +219,13 @@ def build_cached_role(recipe: Recipe, spec: StageSpec, role: str, *, trust: bool
     groups = tap_groups(role, _required(made.model), method.needs.groups(role), made.taps)
     autocast = torch.bfloat16 if (made.precision or spec.train.precision) == "bf16" else None
     teacher = FrozenTeacher(
-        role, _required(made.model), task, groups, method.needs.views, autocast=autocast, channels_last=spec.train.channels_last
+        role,
+        _required(made.model),
+        task,
+        groups,
+        method.needs.views,
+        autocast=autocast,
+        channels_last=spec.train.channels_last,
     )
     return teacher, data.loader, sorted(method.needs.roles.get(role, frozenset()) - {"logits"})
 
@@ -233,11 +267,18 @@ class _RoleBuilder:
 
     def _model(self, name: str, spec: RoleSpec) -> nn.Module:
         info = self.data.train.info
-        # One stream a role: the student starts from the same weights whatever the method, the teacher and the other roles are.
+        # One stream a role: the student starts from the same weights whatever the method, the teacher and the other
+        # roles are.
         torch.manual_seed(streams.torch_seed(self.recipe.seed, f"init/{name}"))
         assert spec.model is not None
         shown = {"mean": info.mean, "std": info.std} if self.stage.data.normalize else {}
-        model = build_model(spec.model, num_classes=info.num_classes, input_shape=self.data.loader.input_shape, trust=self.trust, **shown)
+        model = build_model(
+            spec.model,
+            num_classes=info.num_classes,
+            input_shape=self.data.loader.input_shape,
+            trust=self.trust,
+            **shown,
+        )
         if spec.weights is not None:
             load_weights(model, spec.weights, model_name=_model_name(spec.model), data_name=info.name)
         return model
@@ -245,7 +286,10 @@ class _RoleBuilder:
     def _from_stage(self, name: str, spec: RoleSpec) -> nn.Module:
         stages = {s.name: s for s in self.recipe.stages}
         if spec.from_stage not in stages or self.earlier is None:
-            raise RecipeError(f"roles.{name}.from_stage names no earlier stage '{spec.from_stage}'. {suggest(str(spec.from_stage), stages)}")
+            raise RecipeError(
+                f"roles.{name}.from_stage names no earlier stage '{spec.from_stage}'. "
+                f"{suggest(str(spec.from_stage), stages)}"
+            )
         origin = stages[spec.from_stage].roles.get("student")
         if origin is None or origin.model is None:
             raise RecipeError(f"the stage '{spec.from_stage}' has no student model to take")
@@ -264,7 +308,9 @@ class _RoleBuilder:
         members: list[Any] = []
         for number, member in enumerate(spec.ensemble or ()):
             role = self.build(f"{name}{number}", member)
-            members.append(role.provider if role.provider is not None else FrozenTeacher(name, _required(role.model), self.task))
+            members.append(
+                role.provider if role.provider is not None else FrozenTeacher(name, _required(role.model), self.task)
+            )
         return Ensemble(members, weights=spec.member_weights, average=spec.average)  # type: ignore[arg-type]
 
 

@@ -63,6 +63,14 @@ def cache_recipe(
     options = {**_CODECS[codec], **({"k": k} if codec == "topk" else {})}
     dtype = "float32" if codec == "fp32" else "float16"
     write_cache(
-        out, loader=loader, teacher=teacher, epochs=views, codec=options, extras=extras, extras_dtype=dtype, role=role, progress=progress
+        out,
+        loader=loader,
+        teacher=teacher,
+        epochs=views,
+        codec=options,
+        extras=extras,
+        extras_dtype=dtype,
+        role=role,
+        progress=progress,
     )  # type: ignore[arg-type]
     return describe(out)

@@ -70,7 +70,11 @@ def _describe(built: BuiltStage) -> tuple[list[tuple[str, str]], float]:
         ("terms", _terms(built)),
         ("steps", f"{stage.total_steps} of {1000 * step:.1f} ms, and {evaluations} evaluations of {evaluation:.2f} s"),
         ("time", duration(total)),
-        ("memory", f"{_mebibytes(4 * trained)} for weights, gradients and optimizer, {_mebibytes(activations)} for activations"),
+        (
+            "memory",
+            f"{_mebibytes(4 * trained)} for weights, gradients and optimizer, "
+            f"{_mebibytes(activations)} for activations",
+        ),
     ]
     return rows, total
 
@@ -98,7 +102,9 @@ def _terms(built: BuiltStage) -> str:
     with torch.no_grad():
         terms = built.stage.terms(batch)
     weights = built.stage.method.weights
-    return ", ".join(f"{name} {float(as_term(value).mean()):.4g} (weight {_weight(weights[name])})" for name, value in terms.items())
+    return ", ".join(
+        f"{name} {float(as_term(value).mean()):.4g} (weight {_weight(weights[name])})" for name, value in terms.items()
+    )
 
 
 def _weight(weight: Any) -> str:

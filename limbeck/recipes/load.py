@@ -21,14 +21,17 @@ _STAGE_KEYS = tuple(StageSpec.model_fields)
 
 def shipped() -> list[str]:
     """Names of the recipes that come with limbeck."""
-    return sorted(p.name.removesuffix(".yaml") for p in resources.files("limbeck.recipes").iterdir() if p.name.endswith(".yaml"))
+    return sorted(
+        p.name.removesuffix(".yaml") for p in resources.files("limbeck.recipes").iterdir() if p.name.endswith(".yaml")
+    )
 
 
 def load_recipe(where: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
     """Reads a recipe from a file, a shipped recipe's name, or a mapping, and applies ``key=value`` overrides.
 
     Raises:
-        RecipeError: the file is not a recipe, a key is unknown or a value is out of range; the message names the key and near matches.
+        RecipeError: the file is not a recipe, a key is unknown or a value is out of range; the message names the key
+            and near matches.
     """
     data = with_overrides(dict(where) if isinstance(where, Mapping) else _read(str(where)), overrides)
     single = "stages" not in data
@@ -44,7 +47,9 @@ def _read(where: str) -> dict[str, Any]:
     if not path.is_file():
         name = path.name.removesuffix(".yaml")
         if name not in shipped() or path.parent != Path("."):
-            raise UnknownNameError(f"no recipe file '{where}' and no shipped recipe of that name. {suggest(name, shipped())}")
+            raise UnknownNameError(
+                f"no recipe file '{where}' and no shipped recipe of that name. {suggest(name, shipped())}"
+            )
         text = (resources.files("limbeck.recipes") / f"{name}.yaml").read_text("utf-8")
     else:
         try:
@@ -57,7 +62,10 @@ def _read(where: str) -> dict[str, Any]:
         problem = " ".join(str(error).split())
         raise RecipeError(f"the recipe '{where}' is not plain YAML: {problem}") from None
     if not isinstance(data, dict):
-        raise RecipeError(f"the recipe '{where}' should be a mapping with keys such as data, roles, method; it is {type(data).__name__}")
+        raise RecipeError(
+            f"the recipe '{where}' should be a mapping with keys such as data, roles, method; "
+            f"it is {type(data).__name__}"
+        )
     return data
 
 
@@ -143,7 +151,7 @@ def _normalised(stage: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Lays a stage over what it inherits: sections merge by key, a named part of another name replaces the whole section."""
+    """Lays a stage over what it inherits: sections merge by key, unless they name another part."""
     result = copy.deepcopy(base)
     for key, value in over.items():
         inherited = result.get(key)
@@ -168,7 +176,12 @@ def _check(data: dict[str, Any], origin: str) -> Recipe:
 
 def _known_keys(error: ValidationError) -> list[str]:
     """Keys that may stand where the first unknown key stands."""
-    models: dict[str, type[BaseModel]] = {"data": DataSpec, "roles": RoleSpec, "train": TrainSettings, "stages": StageSpec}
+    models: dict[str, type[BaseModel]] = {
+        "data": DataSpec,
+        "roles": RoleSpec,
+        "train": TrainSettings,
+        "stages": StageSpec,
+    }
     keys = list(Recipe.model_fields) + list(_STAGE_KEYS)
     for item in error.errors():
         if item["type"] == "extra_forbidden":

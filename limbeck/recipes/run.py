@@ -55,7 +55,8 @@ def run_recipe(
         reporter: shows progress.
 
     Raises:
-        LimbeckError: something is unknown, missing, does not fit or went wrong; the message says what and how to mend it.
+        LimbeckError: something is unknown, missing, does not fit or went wrong; the message says what and how to mend
+            it.
         Interrupted: SIGINT or SIGTERM came; the same call continues.
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
@@ -84,17 +85,26 @@ def default_folder(recipe: Any, plain: dict[str, Any]) -> Path:
     return Path("runs") / f"{name}-{digest}"
 
 
-def _run_stages(recipe: Recipe, path: Path, folder: RunFolder | None, *, trust: bool, reporter: Reporter | None) -> BuiltStage:
+def _run_stages(
+    recipe: Recipe, path: Path, folder: RunFolder | None, *, trust: bool, reporter: Reporter | None
+) -> BuiltStage:
     built: BuiltStage | None = None
     for number, spec in enumerate(recipe.stages):
         left = path / "stages" / spec.name
         built = build_stage(
-            recipe, spec, trust=trust, folder=folder, reporter=reporter, earlier=lambda name, model: _load_left(path, name, "student", model)
+            recipe,
+            spec,
+            trust=trust,
+            folder=folder,
+            reporter=reporter,
+            earlier=lambda name, model: _load_left(path, name, "student", model),
         )
         if (left / "done").exists():
             for role, model in built.stage.learners.items():
                 _load_left(path, spec.name, role, model)
-            load_weights(built.stage.method, left / "method.safetensors") if any(True for _ in built.stage.method.state_dict()) else None
+            load_weights(built.stage.method, left / "method.safetensors") if any(
+                True for _ in built.stage.method.state_dict()
+            ) else None
             continue
         if number:
             _go_on(recipe.stages[number - 1], spec, path, built)
@@ -114,7 +124,12 @@ def _go_on(before: StageSpec, spec: StageSpec, path: Path, built: BuiltStage) ->
     """Learners of a later stage start from what the stage before left, unless they are fresh or of another model."""
     for role, model in built.stage.learners.items():
         now, then = spec.roles[role], before.roles.get(role)
-        if then is not None and not now.fresh and now.model == then.model and (path / "stages" / before.name / f"{role}.safetensors").exists():
+        if (
+            then is not None
+            and not now.fresh
+            and now.model == then.model
+            and (path / "stages" / before.name / f"{role}.safetensors").exists()
+        ):
             _load_left(path, before.name, role, model)
 
 
@@ -132,7 +147,12 @@ def _conclude(recipe: Recipe, built: BuiltStage, folder: RunFolder) -> dict[str,
     """Judges the student and writes what a run leaves behind, ``results.json`` last."""
     last = recipe.stages[-1]
     student = built.stage.student().eval()
-    results = {**_judge(recipe.evaluate, built, folder.path), "method": last.method["name"], "seed": recipe.seed, "split": built.data.split}
+    results = {
+        **_judge(recipe.evaluate, built, folder.path),
+        "method": last.method["name"],
+        "seed": recipe.seed,
+        "split": built.data.split,
+    }
     info = built.data.train.info
     card = {
         "method": last.method,
@@ -158,7 +178,9 @@ def _judge(names: Sequence[str], built: BuiltStage, path: Path) -> dict[str, Any
     models = {"student": student} | ({"teacher": teacher} if teacher is not None else {})
     found = predict(models, built.data.held_loader, built.task)
     found.save(path / "predictions.safetensors")
-    return evaluate(student, loader=built.data.held_loader, task=built.task, teacher=teacher, names=names, predictions=found)
+    return evaluate(
+        student, loader=built.data.held_loader, task=built.task, teacher=teacher, names=names, predictions=found
+    )
 
 
 def reopen(folder: Path, *, trust: bool = False) -> tuple[Recipe, BuiltStage]:

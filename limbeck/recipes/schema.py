@@ -24,7 +24,9 @@ class EMASpec(_Strict):
 class RoleSpec(_Strict):
     """Where one role comes from: exactly one of model, cache, ensemble, ema, from_stage."""
 
-    model: str | dict[str, Any] | None = Field(None, description="a zoo name, timm:NAME, hf:NAME, torchvision:NAME, python:module:factory (with trust)")
+    model: str | dict[str, Any] | None = Field(
+        None, description="a zoo name, timm:NAME, hf:NAME, torchvision:NAME, python:module:factory (with trust)"
+    )
     weights: str | None = Field(None, description="zoo, a .safetensors file, or a run folder")
     cache: str | None = Field(None, description="folder of a teacher cache")
     ensemble: tuple[RoleSpec, ...] | None = Field(None, description="members whose predictions are averaged")
@@ -32,8 +34,12 @@ class RoleSpec(_Strict):
     member_weights: tuple[Positive, ...] | None = Field(None, description="weights of an ensemble's members")
     ema: EMASpec | None = Field(None, description="exponential moving average of a learner")
     from_stage: str | None = Field(None, description="the student of an earlier stage, by the stage's name")
-    fresh: bool = Field(False, description="in a later stage: start this learner again instead of going on from the stage before")
-    taps: dict[str, tuple[str, ...]] | None = Field(None, description="module paths by tap group (stem, stages, preacts, pooled)")
+    fresh: bool = Field(
+        False, description="in a later stage: start this learner again instead of going on from the stage before"
+    )
+    taps: dict[str, tuple[str, ...]] | None = Field(
+        None, description="module paths by tap group (stem, stages, preacts, pooled)"
+    )
     precision: str | None = Field(None, pattern="^(fp32|bf16)$", description="fp32 or bf16, over train.precision")
     differentiable: bool = Field(False, description="let gradients flow through this frozen model to its inputs")
 
@@ -41,7 +47,10 @@ class RoleSpec(_Strict):
     def _one_origin(self) -> RoleSpec:
         given = [k for k in ("model", "cache", "ensemble", "ema", "from_stage") if getattr(self, k) is not None]
         if len(given) != 1:
-            raise ValueError(f"a role comes from exactly one of model, cache, ensemble, ema, from_stage; this one has {given or 'none'}")
+            raise ValueError(
+                f"a role comes from exactly one of model, cache, ensemble, ema, from_stage; "
+                f"this one has {given or 'none'}"
+            )
         if self.weights is not None and self.model is None:
             raise ValueError("weights belong to a model")
         return self
@@ -52,10 +61,18 @@ class DataSpec(_Strict):
 
     name: str = Field(description="a named data set, `folder`, `npz`, or hf:NAME")
     path: str | None = Field(None, description="where it is, for data sets that are files")
-    limit: Count | dict[str, Count] | None = Field(None, description="at most so many training samples, balanced over classes; or {train: n, test: m}")
-    validation: Fraction = Field(0.0, description="part of the training data held out; evaluation then uses it instead of the test data")
-    augment: tuple[dict[str, Any], ...] | None = Field(None, description="augmentation; the data set's usual one when absent, [] for none")
-    views: dict[str, tuple[dict[str, Any], ...]] = Field(default_factory=dict, description="further views of each sample, by name")
+    limit: Count | dict[str, Count] | None = Field(
+        None, description="at most so many training samples, balanced over classes; or {train: n, test: m}"
+    )
+    validation: Fraction = Field(
+        0.0, description="part of the training data held out; evaluation then uses it instead of the test data"
+    )
+    augment: tuple[dict[str, Any], ...] | None = Field(
+        None, description="augmentation; the data set's usual one when absent, [] for none"
+    )
+    views: dict[str, tuple[dict[str, Any], ...]] = Field(
+        default_factory=dict, description="further views of each sample, by name"
+    )
     normalize: bool = Field(True, description="subtract the data set's mean and divide by its deviation")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the data set itself")
 
@@ -77,7 +94,9 @@ class Recipe(_Strict):
 
     about: str = Field("", description="one line for people")
     seed: WholeNumber = Field(0, description="seed of everything random")
-    evaluate: tuple[str, ...] = Field(("accuracy", "agreement", "calibration", "cost"), description="evaluations of the final student")
+    evaluate: tuple[str, ...] = Field(
+        ("accuracy", "agreement", "calibration", "cost"), description="evaluations of the final student"
+    )
     stages: tuple[StageSpec, ...] = Field(description="phases, each with task, data, roles, method, train")
 
     @model_validator(mode="after")

@@ -42,7 +42,9 @@ class ConsoleReporter(Reporter):
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Stops to draw."""
         self._progress.stop()
 
@@ -78,7 +80,9 @@ class ProgressBar:
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Stops to draw."""
         self._progress.stop()
 
@@ -93,7 +97,9 @@ def show_results(finished: FinishedRun) -> None:
 
     results = finished.results
     teacher = of_teacher(results)
-    table = Table(title=f"{results.get('method', 'student')}, seed {results.get('seed', 0)}, {results.get('split', 'test')} data")
+    table = Table(
+        title=f"{results.get('method', 'student')}, seed {results.get('seed', 0)}, {results.get('split', 'test')} data"
+    )
     table.add_column("measure")
     table.add_column("student", justify="right")
     if teacher:

@@ -14,7 +14,7 @@ from limbeck.tasks.base import tasks
 
 @tasks.register("classification")
 class Classification:
-    """Runs models that give class scores: a tensor ``[B, C]``, or a record with ``logits`` as transformers models return."""
+    """Runs models that give class scores: a tensor ``[B, C]``, or a record with ``logits`` as transformers has."""
 
     def run(self, model: nn.Module, inputs: Any) -> Signals:
         """Returns the logits of ``model`` on ``inputs``."""
@@ -35,4 +35,6 @@ class Classification:
             if bool(bad.any()):
                 where = batch["index"][bad][:5].tolist()
                 what = torch.unique(labels[bad])[:5].tolist()
-                raise DataError(f"labels {what} of samples {where} are outside 0..{num_classes - 1}, the model's classes")
+                raise DataError(
+                    f"labels {what} of samples {where} are outside 0..{num_classes - 1}, the model's classes"
+                )
