@@ -58,7 +58,8 @@ def findings(summaries: Sequence[Summary]) -> list[str]:
         title = "the student without distillation" if base == "none" else "plain KD"
         said.append(
             f"Against {title} ({_percent(by_arm[base].mean, by_arm[base].spread)}): {_named(better)} better "
-            f"and {_named(worse)} worse by more than two standard errors of the difference; the other arms cannot be told from it."
+            f"and {_named(worse)} worse by more than two standard errors of the difference; "
+            "the other arms cannot be told from it."
         )
     return said
 
@@ -86,8 +87,8 @@ def _terms_of(about: str, rows: Sequence[Row]) -> list[str]:
     return [
         f"Data {first.data}; teacher {first.teacher}{with_accuracy}; student {first.student}; "
         f"judged on the {first.split} data.",
-        f"Seeds {', '.join(map(str, seeds))}. With a seed, every arm starts from the same weights and sees the same samples "
-        f"in the same order. Figures are those of the last epoch. Measured on {first.processor}.",
+        f"Seeds {', '.join(map(str, seeds))}. With a seed, every arm starts from the same weights and sees "
+        f"the same samples in the same order. Figures are those of the last epoch. Measured on {first.processor}.",
     ]
 
 
