@@ -56,13 +56,13 @@ class CacheReader:
             CacheError: a shard is missing or corrupt.
         """
         shards, within = np.divmod(rows, self.header.rows_per_shard)
-        present = np.unique(shards)
-        if len(present) == 1:
-            return self.layout.decode(self._table(view, int(present[0])).take(within))
+        tables = {shard: self._table(view, shard) for shard in np.unique(shards).tolist()}
+        if len(tables) == 1:
+            return self.layout.decode(next(iter(tables.values())).take(within))
         gathered = {name: np.empty((len(rows), *c.shape), c.dtype) for name, c in self._columns.items()}
-        for shard in present.tolist():
+        for shard, table in tables.items():
             here = shards == shard
-            for name, array in self._table(view, shard).take(within[here]).items():
+            for name, array in table.take(within[here]).items():
                 gathered[name][here] = array
         return self.layout.decode(gathered)
 
