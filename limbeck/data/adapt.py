@@ -74,7 +74,7 @@ def as_source(
         return TorchSource(data, name=name, num_classes=num_classes, seed=seed, mean=mean, std=std, like=like)
     raise DataError(
         f"cannot use a {type(data).__name__} as a data set; give (inputs, labels), a torch Dataset or a "
-        f"datasets.Dataset"
+        "datasets.Dataset"
     )
 
 

@@ -17,17 +17,16 @@ from limbeck.data.source import dataset
 
 LICENCE = "no licence stated; cite Krizhevsky, 2009, https://www.cs.toronto.edu/~kriz/cifar.html"
 CLASSES_10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CLASSES_100 = tuple(
-    (  # noqa: SIM905 - a hundred lines of one word would hide the rest
-        "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel "
-        "can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur "
-        "dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion "
-        "lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree "
-        "pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea "
-        "seal shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank "
-        "telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm "
-    ).split()
+_NAMES_100 = (
+    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can "
+    "castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin "
+    "elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard "
+    "lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear "
+    "pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark "
+    "shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone "
+    "television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm "
 )
+CLASSES_100 = tuple(_NAMES_100.split())
 _AUGMENT: tuple[dict[str, Any], ...] = ({"name": "crop", "padding": 4}, {"name": "flip"})
 _SITE = "https://www.cs.toronto.edu/~kriz"
 
@@ -154,7 +153,7 @@ def _find(edition: _Edition, name: str, split: Split, path: str | None, download
         name,
         [*folders, *([] if path is not None else [hub_cache()])],
         f"Set `download: true`, or give as `path` the folder of {edition.archive.file} or {edition.python_archive}, "
-        f"packed or unpacked",
+        "packed or unpacked",
     )
 
 

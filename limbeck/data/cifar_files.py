@@ -135,22 +135,23 @@ def _text_to_bytes(text: Any, *_: Any) -> bytes:
     return text if isinstance(text, bytes) else str(text).encode("latin1")
 
 
+_STAND_INS: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): "ndarray",
+    ("numpy", "dtype"): _make_type,
+    ("numpy.core.multiarray", "_reconstruct"): _make_array,
+    ("numpy._core.multiarray", "_reconstruct"): _make_array,
+    ("_codecs", "encode"): _text_to_bytes,
+}
+
+
 class _InertUnpickler(pickle.Unpickler):
     """Interprets a pickle that may name nothing but what a NumPy array is written with."""
 
-    _KNOWN = {  # noqa: RUF012
-        ("numpy", "ndarray"): "ndarray",
-        ("numpy", "dtype"): _make_type,
-        ("numpy.core.multiarray", "_reconstruct"): _make_array,
-        ("numpy._core.multiarray", "_reconstruct"): _make_array,
-        ("_codecs", "encode"): _text_to_bytes,
-    }
-
     def find_class(self, module: str, name: str) -> Any:
         """Returns the stand-in for a name, or refuses it."""
-        if (module, name) not in self._KNOWN:
+        if (module, name) not in _STAND_INS:
             raise DataError(
                 f"a file of CIFAR's Python version asks for '{module}.{name}', which it has no need of: refused, "
-                f"nothing was run"
+                "nothing was run"
             )
-        return self._KNOWN[(module, name)]
+        return _STAND_INS[(module, name)]

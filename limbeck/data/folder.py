@@ -95,7 +95,7 @@ def folder(
     if test and separate_test is not None:
         raise DataError(
             f"{root} has the folder {separate_test.name}, so the option `test: {test}` would be ignored; remove one "
-            f"of them"
+            "of them"
         )
     whole = _scan(training, _class_names(training), resize, mode, root.name)
     whole.info = _with_statistics(whole)
@@ -105,7 +105,7 @@ def folder(
     if split == "validation":
         raise DataError(
             f"{root} has no folder 'validation'; make one, or hold out a part of the training data with `validation: "
-            f"0.1`"
+            "0.1`"
         )
     if test:
         return hold_out(whole, test, "held" if split == "test" else "rest", purpose="folder/test")

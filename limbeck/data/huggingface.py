@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -153,10 +154,8 @@ def huggingface(
         MissingExtraError: the package ``datasets`` is not installed.
         DataError: the data set, split or column is not there.
     """
-    try:
-        import datasets  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("datasets", "hf", "Hugging Face data sets") from None
+    if importlib.util.find_spec("datasets") is None:
+        raise MissingExtraError("datasets", "hf", "Hugging Face data sets")
     wanted = {"train": "train", "test": "test", "validation": "validation", **(splits or {})}
     parts = {part: _load_split(path, config, wanted[part], download) for part in {"train", split}}
     options: dict[str, Any] = {"name": path, "image": image, "label": label, "mode": mode, "resize": resize}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import zlib
 from pathlib import Path
 
@@ -35,8 +36,8 @@ def read_idx(path: Path, sha256: str | None = None) -> np.ndarray:
         raise DataError(f"{path} is no idx file of bytes")
     dimensions = content[3]
     header = 4 + 4 * dimensions
-    shape = tuple(int(n) for n in np.frombuffer(content[4:header], dtype=">u4"))
-    if len(shape) != dimensions or len(content) - header != int(np.prod(shape, dtype=np.int64)):
+    shape = tuple(int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4))
+    if len(content) - header != math.prod(shape):
         raise DataError(
             f"{path} is truncated or damaged: its header says {shape}, but {len(content) - header} bytes follow"
         )

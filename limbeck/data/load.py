@@ -54,7 +54,9 @@ def load_data(spec: str | Mapping[str, Any], *, split: Split = "train") -> Sourc
 
 def _parse(spec: str | Mapping[str, Any]) -> tuple[Entry[Any], dict[str, Any]]:
     """Returns the data set's entry and all options."""
-    options = {"name": spec} if isinstance(spec, str) else dict(spec)
+    options: dict[str, Any] = {"name": spec}
+    if isinstance(spec, Mapping):
+        options = {str(key): value for key, value in spec.items()}
     name = options.pop("name", None)
     if not isinstance(name, str):
         raise RecipeError(f"a data set is named by `name: ...`, but this says {spec!r}")
@@ -69,8 +71,8 @@ def _parse(spec: str | Mapping[str, Any]) -> tuple[Entry[Any], dict[str, Any]]:
     parameters = inspect.signature(entry.part).parameters
     options = {key: value for key, value in options.items() if key != "path" or value is not None}
     for key in options:
-        if key not in parameters and key not in _GENERAL:
-            known = [*(p for p in parameters if p != "split"), *_GENERAL]
+        known = [*(p for p in parameters if p != "split"), *_GENERAL]
+        if key not in known:
             raise RecipeError(f"data set '{name}': unknown option '{key}'. {suggest(key, known)}")
     missing = [k for k, p in parameters.items() if p.default is p.empty and k != "split" and k not in options]
     if missing:

@@ -103,7 +103,7 @@ class Loader:
         if self.steps_per_epoch == 0:
             raise DataError(
                 f"'{self.source.info.name}' has {count} samples, fewer than one batch of {self._batch_size}, and "
-                f"drop_last leaves that out"
+                "drop_last leaves that out"
             )
         smallest = self._batch_size if self._drop_last else count % self._batch_size or self._batch_size
         if smallest < self._world_size:

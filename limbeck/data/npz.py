@@ -46,7 +46,7 @@ def npz(
     if missing:
         raise DataError(
             f"{path} has no array '{missing[0]}'; it has {sorted(arrays)}, and should have x_train, y_train, x_test, "
-            f"y_test"
+            "y_test"
         )
     name = Path(path).stem
     for key in needed[::2]:

@@ -106,5 +106,5 @@ class Download:
         if digest.hexdigest() != self.md5:
             raise DataError(
                 f"{self.url} has the MD5 {digest.hexdigest()}, but its publisher states {self.md5}; the file was "
-                f"discarded"
+                "discarded"
             )

@@ -108,12 +108,12 @@ def check_labels(labels: Tensor, count: int, num_classes: int, name: str) -> Ten
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise DataError(
             f"the labels of '{name}' are {str(labels.dtype).removeprefix('torch.')}, but should be class numbers 0, "
-            f"1, 2, ..."
+            "1, 2, ..."
         )
     if tuple(labels.shape) != (count,):
         raise DataError(
             f"'{name}' has {count} samples, but its labels have shape {tuple(labels.shape)}; give one class number a "
-            f"sample"
+            "sample"
         )
     labels = labels.to(torch.int64)
     wrong = ((labels < 0) | (labels >= num_classes)).nonzero()[:, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -103,7 +104,7 @@ class TorchSource(DecodedSource):
             if not torch.equal(first, self.decode(number, 0)):
                 raise DataError(
                     f"{self.called(number)} differs each time it is read, and not through the generators of torch, "
-                    f"numpy or random, so it cannot "
+                    "numpy or random, so it cannot "
                     "be replayed; let its transforms use these, or augment with limbeck's views"
                 )
         return drew
@@ -130,7 +131,8 @@ class TorchSource(DecodedSource):
             label = _pair(self._dataset[number], self.called(number))[1]
         if label is None:
             return None
-        value = label.item() if isinstance(label, (Tensor, np.generic, np.ndarray)) and np.size(label) == 1 else label
+        single = isinstance(label, (Tensor, np.ndarray, np.generic)) and math.prod(label.shape) == 1
+        value = label.item() if single else label
         if isinstance(value, bool) or not isinstance(value, int):
             raise DataError(
                 f"the label of {self.called(number)} is {label!r}, but should be a class number 0, 1, 2, ..."
@@ -142,7 +144,7 @@ def _length(dataset: Any, name: str) -> int:
     if not hasattr(dataset, "__getitem__"):
         raise DataError(
             f"'{name}' is a {type(dataset).__name__}, which gives samples only in its own order; use a data set with "
-            f"__getitem__ and __len__"
+            "__getitem__ and __len__"
         )
     try:
         return len(dataset)

@@ -51,9 +51,10 @@ class _Mixing(Transform):
         decision, *place = streams.uniform(self.seed, f"{purpose}/place", epoch, numbers[:1], 3)[0].tolist()
         share = beta(self.alpha, self.seed, purpose, epoch) if decision < self.p else 1.0
         mixed = Batch(batch)
+        mixed["inputs"], kept = self.mix(batch["inputs"], partner, share, place)
         for key, value in batch.items():
-            if key == "inputs" or key.endswith("_inputs"):
-                mixed[key], kept = self.mix(value, partner, share, place)
+            if key.endswith("_inputs"):
+                mixed[key] = self.mix(value, partner, share, place)[0]
             elif key == "views":
                 mixed[key] = {name: self.mix(view, partner, share, place)[0] for name, view in value.items()}
         probabilities = labels if labels.is_floating_point() else one_hot(labels, self.num_classes).to(torch.float32)

@@ -81,7 +81,8 @@ def _posterize(images: Tensor, amount: Tensor, fill: Fill, mean: Tensor) -> Tens
 
 
 def _solarize(images: Tensor, amount: Tensor, fill: Fill, mean: Tensor) -> Tensor:
-    return torch.where(images >= (1 - amount.abs()).to(images.dtype).view(-1, 1, 1, 1), 1 - images, images)
+    threshold = ((1 - amount.abs()) * 256 / 255).to(images.dtype).view(-1, 1, 1, 1)
+    return torch.where(images >= threshold, 1 - images, images)
 
 
 def _autocontrast(images: Tensor, amount: Tensor, fill: Fill, mean: Tensor) -> Tensor:
@@ -148,10 +149,9 @@ class RandAugment(Augmentation):
     def __call__(self, images: Tensor, numbers: Tensor, mean: Tensor) -> Tensor:
         """Returns pictures after ``n`` operations each."""
         changed = images.clone()
-        strength = self.magnitude / 30
         for slot in range(self.n):
             chosen = chosen_integers(numbers[:, 2 * slot], len(OPERATIONS))
-            amount = torch.where(numbers[:, 2 * slot + 1] < 0.5, strength, -strength).to(torch.float64)
+            amount = (1 - 2 * (numbers[:, 2 * slot + 1] >= 0.5).to(torch.float64)) * (self.magnitude / 30)
             for number, operation in enumerate(OPERATIONS.values()):
                 rows = (chosen == number).nonzero()[:, 0]
                 if len(rows):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as nnf
@@ -15,7 +16,7 @@ from limbeck.data.augment.framing import Size, pair
 from limbeck.hyperparameters import Fraction, NonNegative, Positive
 
 
-def warp(images: Tensor, matrix: Tensor, size: tuple[int, int], fill: Fill, mean: Tensor) -> Tensor:
+def warp(images: Tensor, matrix: Tensor, size: tuple[int, int], fill: Fill | Literal["edge"], mean: Tensor) -> Tensor:
     """Returns pictures seen through affine maps, bilinearly.
 
     Args:
@@ -23,7 +24,7 @@ def warp(images: Tensor, matrix: Tensor, size: tuple[int, int], fill: Fill, mean
         matrix: ``[n, 2, 3]`` float64; takes a pixel's place (x, y, 1), counted from the middle of the result, to a
             place in the input, counted from its middle.
         size: ``(height, width)`` of the result.
-        fill: what lies outside of the picture.
+        fill: what lies outside of the picture; ``edge`` repeats its border.
         mean: ``[C]`` channel means.
 
     Returns:
@@ -40,7 +41,8 @@ def warp(images: Tensor, matrix: Tensor, size: tuple[int, int], fill: Fill, mean
     grid = torch.stack([source_x * (2 / columns), source_y * (2 / rows)], dim=-1)
     colour = mean.to(images.dtype).view(1, -1, 1, 1) if fill == "mean" else None
     moved = images if colour is None else images - colour
-    moved = nnf.grid_sample(moved, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    outside = "border" if fill == "edge" else "zeros"
+    moved = nnf.grid_sample(moved, grid, mode="bilinear", padding_mode=outside, align_corners=False)
     return moved if colour is None else moved + colour
 
 
@@ -190,7 +192,7 @@ class ResizedCrop(Augmentation):
             middle_y = u_row * (rows - box_height) + (box_height - rows) / 2
             maps.append([[box_width / width, 0.0, middle_x], [0.0, box_height / height, middle_y]])
         matrix = torch.tensor(maps, dtype=torch.float64).view(-1, 2, 3)
-        return warp(images, matrix, (height, width), "black", mean)
+        return warp(images, matrix, (height, width), "edge", mean)
 
 
 @augmentation("resize")
