@@ -12,7 +12,7 @@ from limbeck.report.runs import RunRecord
 
 Kind = Literal["teacher", "baseline", "distilled"]
 _ORDER: dict[str, int] = {"teacher": 0, "baseline": 1, "distilled": 2}
-_TOP1 = Measure("accuracy.top1", "Accuracy", "fraction", "higher")
+ACCURACY = Measure("accuracy.top1", "Accuracy", "fraction", "higher")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Arm:
     @property
     def accuracy(self) -> Spread | None:
         """Top-1 accuracy over the seeds."""
-        return self.spread(_TOP1)
+        return self.spread(ACCURACY)
 
 
 def arms_of(records: Sequence[RunRecord]) -> list[Arm]:

@@ -1,4 +1,4 @@
-"""Sections to one self-contained HTML file: no request leaves the page, and nothing in it runs but its own sorting of tables."""
+"""Sections to one self-contained HTML file: it requests nothing, and nothing in it runs but its sorting of tables."""
 
 from __future__ import annotations
 
@@ -58,7 +58,13 @@ def _template() -> Any:
     environment = Environment(
         loader=DictLoader(files), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["tight"] = _tight
     return environment.get_template("page.html")
+
+
+def _tight(text: str) -> str:
+    """Keeps a number, its deviation and its unit on one line."""
+    return re.sub(r"(?<=\d) (?=%|±|points|[kMG]?B\b|[kMG]\b|ms\b)|(?<=±) ", "\N{NO-BREAK SPACE}", text)
 
 
 def _file(name: str) -> str:

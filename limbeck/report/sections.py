@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from markupsafe import Markup
 
@@ -14,12 +15,12 @@ class Text:
     Attributes:
         title: heading; none when empty.
         paragraphs: plain text, each a paragraph.
-        note: whether this is a remark on what is missing or doubtful.
+        tone: ``lead`` for the sentence that says it all, ``note`` for remarks on what is missing or doubtful.
     """
 
     title: str
     paragraphs: tuple[str, ...]
-    note: bool = False
+    tone: Literal["plain", "lead", "note"] = "plain"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Drawings as inline SVG that take their colours and letters from the page, so that they suit a light and a dark one."""
+"""Drawings as inline SVG that take colours and letters from the page, so that they suit a light and a dark one."""
 
 from __future__ import annotations
 
@@ -155,9 +155,8 @@ def _adapt(element: ElementTree.Element) -> None:
         style = re.sub("|".join(_VARIABLES), lambda found: f"var(--{_VARIABLES[found[0]]})", style)
         element.set("style", re.sub(r"'DejaVu Sans'[^;]*", "var(--font)", style))
     if "d" in element.attrib:
-        element.set(
-            "d", re.sub(r"\d+\.\d{2,}", lambda found: f"{float(found[0]):.2f}", " ".join(element.attrib["d"].split()))
-        )
+        path = " ".join(element.attrib["d"].split())
+        element.set("d", re.sub(r"\d+\.\d{2,}", lambda found: f"{float(found[0]):.2f}", path))
     if element.get("transform", "").startswith("rotate(-0 "):
         del element.attrib["transform"]
 
@@ -180,7 +179,7 @@ def _name_targets(root: ElementTree.Element, prefix: str) -> None:
 
 
 def _is_empty(element: ElementTree.Element) -> bool:
-    """Whether an element shows nothing: metadata, style sheets of a file, invisible backgrounds, groups without content."""
+    """Whether an element shows nothing: metadata, a file's style sheet, backgrounds, groups without content."""
     if element.tag in ("metadata", "style"):
         return True
     if element.tag in ("g", "defs"):

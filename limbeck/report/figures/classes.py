@@ -132,7 +132,7 @@ def _draw_cells(axes: Any, part: Tensor) -> None:
     from matplotlib.patches import Rectangle
 
     largest = max(float(part.abs().max()), 1e-9)
-    better, worse = series(0), series(1)
+    better, worse = series(0), series(6)
     for row, column in torch.cartesian_prod(*(torch.arange(len(part)),) * 2).reshape(-1, 2).tolist():
         value = float(part[row, column])
         good = (value > 0) == (row == column)

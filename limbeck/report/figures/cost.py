@@ -6,19 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from limbeck.evaluate import Measure, Spread
-from limbeck.report.arms import Arm
+from limbeck.report.arms import ACCURACY, Arm
 from limbeck.report.figures.canvas import INK, MUTED, Drawing
 from limbeck.report.figures.palette import Look
 from limbeck.report.sections import Figure
 
-ACCURACY = Measure("accuracy.top1", "Accuracy", "fraction", "higher")
 _SHOWN = 8
 _LABEL_HEIGHT = 0.06
 
 
 def cost_accuracy(arms: Sequence[Arm], looks: Mapping[str, Look], cost: Measure) -> Figure | None:
-    """Draws accuracy with its deviation over seeds against a cost on a logarithmic axis; None where fewer than two arms have both."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
+    """Draws accuracy with its deviation over seeds against a cost; None where all arms cost the same."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
     points = [
         (arm, at, accuracy) for arm in arms if (at := arm.spread(cost)) and (accuracy := arm.accuracy) and at.mean > 0
@@ -37,14 +36,20 @@ def cost_accuracy(arms: Sequence[Arm], looks: Mapping[str, Look], cost: Measure)
         axes.set_xscale("log")
         axes.margins(x=0.22, y=0.15)
         _label(axes, points)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: cost.text(value)))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None, symbol=" %"))
         axes.tick_params(which="both", length=0, colors=MUTED)
-        axes.set_xlabel(f"{cost.title.lower()} (logarithmic)")
+        axes.set_xlabel(f"{_within_sentence(cost.title)} (logarithmic)")
     words = "; ".join(f"{arm.name} {ACCURACY.text(accuracy)} at {cost.text(at)}" for arm, at, accuracy in points)
     caption = "Up and to the left is better. Bars are one standard deviation over seeds."
-    return Figure(f"Accuracy and {cost.title.lower()}", drawing.svg(), f"Scatter plot: {words}.", caption)
+    return Figure(f"Accuracy against {_within_sentence(cost.title)}", drawing.svg(), f"Scatter plot: {words}.", caption)
+
+
+def _within_sentence(title: str) -> str:
+    """Lowers the first letter of what is no abbreviation."""
+    return title if title[1:2].isupper() else title[:1].lower() + title[1:]
 
 
 def _label(axes: Any, points: Sequence[tuple[Arm, Spread, Spread]]) -> None:
@@ -52,6 +57,7 @@ def _label(axes: Any, points: Sequence[tuple[Arm, Spread, Spread]]) -> None:
     taken: list[tuple[float, float]] = []
     low, high = axes.get_ylim()
     for arm, at, accuracy in sorted(points, key=lambda p: -p[2].mean)[:_SHOWN]:
+        right = at.mean == max(other.mean for _, other, _ in points)
         level = (accuracy.mean - low) / (high - low)
         while any(x == at.mean and abs(level - y) < _LABEL_HEIGHT for x, y in taken):
             level -= _LABEL_HEIGHT / 4
@@ -59,8 +65,9 @@ def _label(axes: Any, points: Sequence[tuple[Arm, Spread, Spread]]) -> None:
         axes.annotate(
             arm.name,
             (at.mean, low + level * (high - low)),
-            xytext=(9, 0),
+            xytext=(-9 if right else 9, 0),
             textcoords="offset points",
+            ha="right" if right else "left",
             va="center",
             fontsize=8.5,
             color=INK,

@@ -34,7 +34,7 @@ class Look:
 
 
 def palette(arms: Sequence[Arm]) -> dict[str, Look]:
-    """Returns a look for each arm by name: kinds differ in mark and line, so that colour is never the only difference."""
+    """Returns a look for each arm by name; kinds differ in mark and line too, so that colour is never alone."""
     looks: dict[str, Look] = {}
     counts = {"teacher": 0, "baseline": 0, "distilled": 0}
     colours = {"teacher": (_TEACHER,), "baseline": _BASELINES, "distilled": _DISTILLED}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from limbeck.evaluate import Measure
 from limbeck.report.arms import Arm
-from limbeck.report.figures.canvas import INK, Drawing
+from limbeck.report.figures.canvas import HEIGHT, INK, Drawing
 from limbeck.report.figures.palette import Look
 from limbeck.report.sections import Figure
 
@@ -14,14 +14,14 @@ _ROW, _FRAME = 0.27, 0.75
 
 
 def ranking(arms: Sequence[Arm], looks: Mapping[str, Look], measure: Measure) -> Figure | None:
-    """Draws the mean, the deviation and every seed of a measure, a row an arm; None where fewer than two students have it."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    """Draws the mean, the deviation and every seed of a measure, a row an arm; None with fewer than two students."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
     students = [(arm, spread) for arm in arms if arm.kind != "teacher" and (spread := arm.spread(measure))]
     if len(students) < 2:
         return None
     students.sort(key=lambda pair: pair[1].mean, reverse=measure.better == "lower")
-    drawing = Drawing(f"ranking by {measure.key}", height=_FRAME + _ROW * len(students))
+    drawing = Drawing(f"ranking by {measure.key}", height=max(HEIGHT, _FRAME + _ROW * len(students)))
     with drawing.axes() as axes:
         for row, (arm, spread) in enumerate(students):
             look = looks[arm.name]
@@ -41,7 +41,9 @@ def ranking(arms: Sequence[Arm], looks: Mapping[str, Look], measure: Measure) ->
         axes.spines["left"].set_visible(False)
         axes.set_ylim(-0.7, len(students) - 0.3)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: measure.text(value)))
+        percent = PercentFormatter(1.0, decimals=None, symbol=" %")
+        plain = FuncFormatter(lambda value, _: measure.text(value))
+        axes.xaxis.set_major_formatter(percent if measure.unit == "fraction" else plain)
     words = "; ".join(f"{arm.name} {measure.text(spread)}" for arm, spread in reversed(students))
     caption = "Small dots are seeds, bars one standard deviation. The dotted line is the student alone."
     return Figure(f"{measure.title} of the students", drawing.svg(), f"Dot plot, best first: {words}.", caption)

@@ -29,7 +29,7 @@ def reliability(arms: Sequence[Arm], looks: Mapping[str, Look]) -> Figure | None
     drawing = Drawing("reliability")
     with drawing.axes() as axes:
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
-        axes.annotate("perfectly calibrated", (0.06, 0.09), color=MUTED, fontsize=8, rotation=0)
+        axes.annotate("perfectly calibrated", (0.15, 0.05), color=MUTED, fontsize=8)
         for arm in shown:
             points = pooled[arm.name]
             look = looks[arm.name]
@@ -44,14 +44,20 @@ def reliability(arms: Sequence[Arm], looks: Mapping[str, Look]) -> Figure | None
             )
             sizes = [12 + 90 * w**0.5 for w in weight]
             drawing.tip(
-                axes.scatter(x, y, s=sizes, color=look.colour, marker=look.mark, alpha=0.75, linewidths=0), arm.name
+                axes.scatter(
+                    x, y, s=sizes, color=look.colour, marker=look.mark, alpha=0.75, linewidths=0, clip_on=False
+                ),
+                arm.name,
             )
         axes.set(xlim=(0, 1.02), ylim=(0, 1.04), xlabel="confidence", ylabel="accuracy")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
         axes.legend(loc="upper left")
     errors = ", ".join(f"{arm.name} has a calibration error of {_ECE.text(arm.spread(_ECE))}" for arm in shown)
-    caption = "Below the diagonal a model is surer than it is right. Marks are as large as their bins; bins with hardly any samples are left out."
+    caption = (
+        "Below the diagonal a model is surer than it is right. Marks grow with the samples of their bin; "
+        "bins with hardly any are left out."
+    )
     return Figure("Confidence and accuracy", drawing.svg(), f"Reliability diagram: {errors}.", caption)
 
 
