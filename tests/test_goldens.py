@@ -62,7 +62,7 @@ def test_config_of_the_file_is_used(tmp_path: Path) -> None:
 
 
 def test_unknown_method_is_named_with_a_near_match(tmp_path: Path) -> None:
-    with pytest.raises(UnknownNameError, match="'dkdd'.*'dkd'"):
+    with pytest.raises(UnknownNameError, match=r"'dkdd'.*'dkd'"):
         list(replay(_altered(tmp_path, "kd.a.npz", meta={"short_name": "dkdd"})))
 
 

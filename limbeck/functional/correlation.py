@@ -132,11 +132,15 @@ def intra_class_distance(
 
 
 def _distances(dim: int, student: Tensor, teacher: Tensor, temperature: float, scale_by_t2: bool, eps: float) -> Tensor:
-    check_same_shape(student, teacher, "student and teacher logits")
-    p_s = tempered_log_softmax(student, temperature).exp()
-    p_t = tempered_log_softmax(teacher.detach(), temperature).exp()
+    p_s, p_t = _probabilities(student, teacher, temperature)
     values = 1.0 - pearson(p_s, p_t, dim=dim, eps=eps)
     return values * temperature**2 if scale_by_t2 else values
+
+
+def _probabilities(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    check_same_shape(student_logits, teacher_logits, "student and teacher logits")
+    p_s = tempered_log_softmax(student_logits, temperature).exp()
+    return p_s, tempered_log_softmax(teacher_logits.detach(), temperature).exp()
 
 
 @full_precision
@@ -169,10 +173,8 @@ def batch_correlation(
         >>> batch_correlation(torch.eye(2), torch.zeros(2, 2)).item() > 0
         True
     """
-    check_same_shape(student_logits, teacher_logits, "student and teacher logits")
-    p_s = tempered_log_softmax(student_logits, temperature).exp()
-    p_t = tempered_log_softmax(teacher_logits.detach(), temperature).exp()
-    return reduce((p_s @ p_s.T - p_t @ p_t.T).square().sum(1), reduction, mask=mask)
+    p_s, p_t = _probabilities(student_logits, teacher_logits, temperature)
+    return _gram_loss(p_s, p_t, mask, reduction)
 
 
 @full_precision
@@ -205,7 +207,10 @@ def class_correlation(
         >>> class_correlation(torch.eye(2), torch.zeros(2, 2)).item() > 0
         True
     """
-    check_same_shape(student_logits, teacher_logits, "student and teacher logits")
-    p_s = tempered_log_softmax(student_logits, temperature).exp()
-    p_t = tempered_log_softmax(teacher_logits.detach(), temperature).exp()
-    return reduce((p_s.T @ p_s - p_t.T @ p_t).square().sum(1), reduction, mask=mask)
+    p_s, p_t = _probabilities(student_logits, teacher_logits, temperature)
+    return _gram_loss(p_s.T, p_t.T, mask, reduction)
+
+
+def _gram_loss(student: Tensor, teacher: Tensor, mask: Tensor | None, reduction: Reduction) -> Tensor:
+    """Squared differences between the products of all rows, summed for each row."""
+    return reduce((student @ student.T - teacher @ teacher.T).square().sum(1), reduction, mask=mask)
