@@ -23,7 +23,7 @@ ALWAYS = ("none", "label_smoothing", "kd")
 class Suite(BaseModel):
     """A comparison. Each arm changes the method of the common recipe, and may change other sections."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     about: str = Field("", description="one line for people")
     recipe: dict[str, Any] = Field(description="what all arms share: data, roles, train, evaluate")

@@ -12,7 +12,7 @@ from limbeck.hyperparameters import Count, NonNegative, Positive, WholeNumber
 class TrainSettings(BaseModel):
     """Optimisation, schedule, precision and bookkeeping of one stage."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     epochs: WholeNumber = Field(20, description="passes over the training data")
     batch_size: Count = Field(128, description="samples of one optimizer step, over all ranks and micro-batches")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from limbeck.recipes.build import BuiltStage, accuracy_on, build_stage
 from limbeck.recipes.load import load_recipe
+from limbeck.recipes.run import check_evaluations
 from limbeck.signals import as_term
 
 _STEPS = 4
@@ -39,6 +40,7 @@ def check_recipe(recipe: str | Path | dict[str, Any], overrides: Sequence[str] =
         LimbeckError: the recipe cannot work; the message says why and how to mend it.
     """
     loaded = load_recipe(recipe, overrides)
+    check_evaluations(loaded)
     tables: dict[str, list[tuple[str, str]]] = {}
     seconds = 0.0
     for spec in loaded.stages:

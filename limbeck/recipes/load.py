@@ -19,6 +19,27 @@ from limbeck.recipes.schema import DataSpec, Recipe, RoleSpec, StageSpec
 _STAGE_KEYS = tuple(StageSpec.model_fields)
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Reads plain data only, and refuses what YAML would pass over in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuses a key that is given twice, of which YAML would keep the last."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1 and key != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Refuses aliases, with which a few lines can stand for more data than fits in memory."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(
+                None, None, f"the alias '*{event.anchor}' is not supported", event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+
 def shipped() -> list[str]:
     """Names of the recipes that come with limbeck."""
     return sorted(
@@ -57,8 +78,8 @@ def _read(where: str) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"the recipe '{where}' cannot be read: {error}") from None
     try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        data = yaml.load(text, _PlainLoader)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         problem = " ".join(str(error).split())
         raise RecipeError(f"the recipe '{where}' is not plain YAML: {problem}") from None
     if not isinstance(data, dict):
@@ -87,8 +108,8 @@ def _override(data: dict[str, Any], override: str) -> None:
     if not separator or not key.strip():
         raise RecipeError(f"an override is written key=value, for example train.lr=0.05; got '{override}'")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = yaml.load(text, _PlainLoader)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
         raise RecipeError(f"the value of '{override}' is not plain YAML: {' '.join(str(error).split())}") from None
     *parents, last = key.strip().split(".")
     node: Any = data

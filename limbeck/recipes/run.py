@@ -17,7 +17,7 @@ from limbeck.engine.interruption import Interrupted
 from limbeck.engine.run_folder import RunFolder
 from limbeck.engine.stage import Reporter
 from limbeck.errors import RunFolderError
-from limbeck.evaluate import evaluate, predict
+from limbeck.evaluate import evaluate, evaluations, predict
 from limbeck.recipes.build import BuiltStage, build_stage
 from limbeck.recipes.load import as_plain, load_recipe
 from limbeck.recipes.schema import Recipe, StageSpec
@@ -60,6 +60,7 @@ def run_recipe(
         Interrupted: SIGINT or SIGTERM came; the same call continues.
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+    check_evaluations(loaded)
     plain = as_plain(loaded)
     path = out or default_folder(recipe, plain)
     distributed.start()
@@ -76,6 +77,16 @@ def run_recipe(
     finally:
         if folder is not None:
             folder.close()
+
+
+def check_evaluations(recipe: Recipe) -> None:
+    """Refuses evaluations that nobody knows before anything is trained.
+
+    Raises:
+        UnknownNameError: no evaluation has that name; proposes near matches.
+    """
+    for name in recipe.evaluate:
+        evaluations[name]
 
 
 def default_folder(recipe: Any, plain: dict[str, Any]) -> Path:

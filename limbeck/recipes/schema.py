@@ -11,7 +11,7 @@ from limbeck.hyperparameters import Count, Fraction, Positive, WholeNumber
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class EMASpec(_Strict):
