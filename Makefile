@@ -56,7 +56,7 @@ types:
 
 docs: install
 	$(BIN)/python docs/build.py
-	$(BIN)/zensical build --clean
+	$(BIN)/zensical build --clean --strict
 
 clean:
 	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

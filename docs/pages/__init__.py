@@ -1,0 +1,1 @@
+"""Pages of the documentation, generated from the registries, the docstrings and the schema of recipes."""

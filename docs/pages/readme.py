@@ -1,0 +1,52 @@
+"""The README's table of methods, and the README as the home page."""
+
+from __future__ import annotations
+
+import re
+
+from limbeck.report.explanation import explain
+
+from .markup import table
+from .methods import families, family_title
+
+BEGIN, END = "<!-- methods: begin (written by docs/build.py --readme) -->", "<!-- methods: end -->"
+_BETWEEN = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+# Where the files that the README names are on the site.
+_MOVED = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+
+
+def family_table() -> str:
+    """Returns a row a family with its methods, each linked to its publication."""
+    rows = [[family_title(f), ", ".join(_linked(name) for name in names)] for f, names in families().items()]
+    return table(["Family", "Methods"], rows)
+
+
+def _linked(name: str) -> str:
+    method = explain(name)
+    return f"[`{name}`]({method.link}) {method.year}" if method.link else f"`{name}`"
+
+
+def with_method_table(text: str) -> str:
+    """Returns the README with its table of methods up to date.
+
+    Raises:
+        ValueError: the README has no place for the table.
+    """
+    filled, count = _BETWEEN.subn(lambda _: f"{BEGIN}\n{family_table()}{END}", text)
+    if count != 1:
+        raise ValueError(f"README.md should hold the lines '{BEGIN}' and '{END}' once")
+    return filled
+
+
+def home(text: str) -> str:
+    """Returns a page of the repository's root as a page of the site, its links turned to where things are there."""
+
+    def moved(match: re.Match[str]) -> str:
+        shown, address = match[1], match[2]
+        if "://" in address or address.startswith("#"):
+            return match[0]
+        if address.startswith("docs/"):
+            return f"[{shown}]({address.removeprefix('docs/')})"
+        return f"[{shown}]({_MOVED[address]})" if address in _MOVED else shown
+
+    return re.sub(r"\[([^\]]+)\]\(([^)\s]+)\)", moved, text)

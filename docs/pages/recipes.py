@@ -1,0 +1,56 @@
+"""The reference of recipes, from their schema, and the recipes that are shipped."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+from pydantic import BaseModel
+
+from limbeck.engine.settings import TrainSettings
+from limbeck.recipes.load import load_recipe, shipped
+from limbeck.recipes.schema import DataSpec, EMASpec, Recipe, RoleSpec, StageSpec
+from limbeck.report.wording import describe_default, describe_type
+
+from .markup import code, table
+
+_SECTIONS: dict[str, tuple[type[BaseModel], str]] = {
+    "The whole recipe": (Recipe, ""),
+    "A stage": (StageSpec, "A recipe with one stage writes these keys at its top, without `stages`."),
+    "data": (DataSpec, "`data: NAME` is short for `data: {name: NAME}`."),
+    "roles": (RoleSpec, "One entry a role. `student: NAME` is short for `student: {model: NAME}`."),
+    "ema of a role": (EMASpec, ""),
+    "train": (TrainSettings, ""),
+}
+
+
+def schema_reference() -> str:
+    """Returns a table a section of the recipe's schema."""
+    parts = []
+    for title, (model, note) in _SECTIONS.items():
+        heading = f"### `{title}`" if title.islower() and " " not in title else f"### {title}"
+        parts.append("\n\n".join(p for p in (heading, note, _fields(model)) if p))
+    return "\n\n".join(parts)
+
+
+def _fields(model: type[BaseModel]) -> str:
+    rows = []
+    for name, field in model.model_fields.items():
+        default = (
+            "required" if field.is_required() else f"`{describe_default(field.get_default(call_default_factory=True))}`"
+        )
+        rows.append([f"`{name}`", default, describe_type(field.annotation, field.metadata), field.description or ""])
+    return table(["Key", "Default", "Values", "Meaning"], rows)
+
+
+def shipped_recipes() -> str:
+    """Returns every shipped recipe: what it is about, which methods it uses, its text."""
+    parts = []
+    for name in shipped():
+        recipe = load_recipe(name)
+        used = ", ".join(
+            f"[`{m}`](methods/{m}.md)" for m in dict.fromkeys(str(s.method["name"]) for s in recipe.stages)
+        )
+        text = (resources.files("limbeck.recipes") / f"{name}.yaml").read_text("utf-8")
+        anchor = name.replace("_", "-")
+        parts.append(f"### `{name}` {{ #{anchor} }}\n\n{recipe.about or name}. Method: {used}.\n\n{code(text, 'yaml')}")
+    return "\n\n".join(parts)
