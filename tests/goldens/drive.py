@@ -19,10 +19,9 @@ def batch_of(labels: Tensor, **entries: Any) -> Batch:
 
 
 def signals_of(features: Tensor, classes: int = 2) -> Signals:
-    """Returns what a model with these pooled features ``[B, D]``, or maps of one stage, says; its logits are zeros."""
-    group = "pooled" if features.dim() == 2 else "stages"
+    """Returns what a model says whose last stage and pooled features are both ``features``; its logits are zeros."""
     logits = torch.zeros(len(features), classes, dtype=features.dtype)
-    return Signals(logits=logits, features={group: (features,)})
+    return Signals(logits=logits, features={"stages": (features,), "pooled": (features,)})
 
 
 def built(method: Method, signals: Mapping[str, Signals], **facts: Any) -> Method:
