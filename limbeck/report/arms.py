@@ -11,6 +11,8 @@ from limbeck.evaluate import Measure, Predictions, Spread, of_teacher
 from limbeck.report.runs import RunRecord
 
 Kind = Literal["teacher", "baseline", "distilled"]
+ALONE = "alone"
+"""Name of the arm whose student learns from nothing but the labels."""
 _ORDER: dict[str, int] = {"teacher": 0, "baseline": 1, "distilled": 2}
 ACCURACY = Measure("accuracy.top1", "Accuracy", "fraction", "higher")
 
@@ -99,7 +101,7 @@ def kind_of(method: str) -> Kind:
 
 def _title(method: str) -> str:
     """A short name for tables: what an arm is, or the method's name in recipes as papers write it."""
-    return {"none": "alone", "label_smoothing": "label smoothing"}.get(
+    return {"none": ALONE, "label_smoothing": "label smoothing"}.get(
         method, method.upper() if len(method) <= 4 else method
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from limbeck.evaluate import Measure, Spread, measures
-from limbeck.report.arms import ACCURACY, Arm
+from limbeck.report.arms import ACCURACY, ALONE, Arm
 from limbeck.report.figures.classes import class_accuracies, confusion_change
 from limbeck.report.figures.cost import cost_accuracy
 from limbeck.report.figures.palette import palette
@@ -28,7 +28,7 @@ def best(arms: Sequence[Arm], kind: str) -> Arm | None:
 
 def alone(arms: Sequence[Arm]) -> Arm | None:
     """Returns the student that was trained with nothing but its labels; else the best of those without a teacher."""
-    return next((a for a in arms if a.name == "alone" and a.accuracy), best(arms, "baseline"))
+    return next((a for a in arms if a.name == ALONE and a.accuracy), best(arms, "baseline"))
 
 
 def _mean_accuracy(arm: Arm) -> float:
@@ -67,7 +67,8 @@ def verdict(arms: Sequence[Arm]) -> str:
     """Says in one or two sentences what the comparison shows, and whether it is more than the spread of the seeds."""
     student, other = best(arms, "distilled"), alone(arms)
     if student is None or student.accuracy is None:
-        return "No distilled student has results yet."
+        reached = f" The student {other.name} reaches {ACCURACY.text(other.accuracy)}." if other is not None else ""
+        return f"No distilled student is in this report.{reached}"
     if other is None or other.accuracy is None:
         reached = ACCURACY.text(student.accuracy)
         return f"{student.name} reaches {reached}. No student trained alone is in this report to compare with."
@@ -228,7 +229,8 @@ def _caption(arms: Sequence[Arm], columns: Sequence[Measure]) -> str:
         return ""
     number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     if all(measure.key.startswith(("cost.", "latency.")) for measure in columns):
-        return f"Latency is the median of a forward pass on this machine; mean ± standard deviation over {number} runs."
+        spread = "" if counts == [1] else f"; mean ± standard deviation over {number} runs"
+        return f"Latency is the median of a forward pass on this machine{spread}."
     spread = "One seed each" if counts == [1] else f"Mean ± standard deviation over {number} seeds"
     return f"{spread}; last epoch, never the best one. Arrows show what is better, the accent colour the best student."
 
@@ -256,7 +258,7 @@ def _overview(arms: Sequence[Arm]) -> list[Figure | None]:
     looks = palette(arms)
     by_key = {measure.key: measure for measure in measures()}
     students = [arm for arm in arms if arm.kind != "teacher"]
-    ranked = ranking(arms, looks, ACCURACY) if len(students) >= _RANKED_FROM else None
+    ranked = ranking(arms, looks, ACCURACY, alone(arms)) if len(students) >= _RANKED_FROM else None
     # Parameters and operations mostly tell the same; the first that tells models apart is enough.
     against = (cost_accuracy(arms, looks, by_key[key]) for key in ("cost.parameters", "cost.macs"))
     return [ranked, next((figure for figure in against if figure is not None), None)]

@@ -56,8 +56,8 @@ def disagreements(
         return None
     differing = int((beliefs[0].argmax(1) != beliefs[1].argmax(1)).sum())
     text = (
-        f"{student.name} and the teacher name different classes for {differing} of {len(first.labels)} samples. "
-        "Shown are those on which both are surest, with the true class in bold."
+        f"The student ({student.name}) and the teacher name different classes for {differing} of {len(first.labels)} "
+        "samples. Shown are those on which both are surest, with the true class in bold."
     )
     return ImageGrid("Where student and teacher disagree", groups, text)
 

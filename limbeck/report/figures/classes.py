@@ -65,9 +65,8 @@ def class_accuracies(arms: Sequence[Arm], looks: Mapping[str, Look], class_names
         + ", ".join(f"{name} {float(rate[number]):.0%}" for name, rate in rates.items())
         for number in reversed(chosen)
     )
-    caption = "Accuracy of each class, means over seeds."
-    if len(chosen) < table.shape[1]:
-        caption = f"Accuracy of the {len(chosen)} classes on which the models differ most, means over seeds."
+    which = "each class" if len(chosen) == table.shape[1] else f"the {len(chosen)} classes on which models differ most"
+    caption = f"Accuracy of {which}" + (", means over seeds." if any(len(arm.results) > 1 for arm in arms) else ".")
     return Figure("Accuracy by class", drawing.svg(), f"Dot plot by class. {words}.", caption)
 
 

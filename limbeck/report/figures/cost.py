@@ -43,7 +43,8 @@ def cost_accuracy(arms: Sequence[Arm], looks: Mapping[str, Look], cost: Measure)
         axes.tick_params(which="both", length=0, colors=MUTED)
         axes.set_xlabel(f"{_within_sentence(cost.title)} (logarithmic)")
     words = "; ".join(f"{arm.name} {ACCURACY.text(accuracy)} at {cost.text(at)}" for arm, at, accuracy in points)
-    caption = "Up and to the left is better. Bars are one standard deviation over seeds."
+    several = any(accuracy.n > 1 for _, _, accuracy in points)
+    caption = "Up and to the left is better." + (" Bars are one standard deviation over seeds." if several else "")
     return Figure(f"Accuracy against {_within_sentence(cost.title)}", drawing.svg(), f"Scatter plot: {words}.", caption)
 
 

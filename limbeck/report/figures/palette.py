@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from limbeck.report.arms import Arm
+from limbeck.report.arms import ALONE, Arm
 from limbeck.report.figures.canvas import series
 
 _ACCENT, _TEACHER = 0, 2
@@ -34,12 +34,20 @@ class Look:
 
 
 def palette(arms: Sequence[Arm]) -> dict[str, Look]:
-    """Returns a look for each arm by name; kinds differ in mark and line too, so that colour is never alone."""
+    """Returns a look for each arm by name; kinds differ in mark and line too, so that colour is never alone.
+
+    Where there are more distilled students than colours, the best has the accent and the others share one.
+    """
     looks: dict[str, Look] = {}
-    counts = {"teacher": 0, "baseline": 0, "distilled": 0}
-    colours = {"teacher": (_TEACHER,), "baseline": _BASELINES, "distilled": _DISTILLED}
-    for arm in sorted(arms, key=lambda a: -(a.accuracy.mean if a.accuracy else 0.0)):
-        number = colours[arm.kind][counts[arm.kind] % len(colours[arm.kind])]
-        counts[arm.kind] += 1
-        looks[arm.name] = Look(number, series(number), _MARKS[arm.kind], _LINES[arm.kind])
+    for kind, colours in (("teacher", (_TEACHER,)), ("baseline", _BASELINES), ("distilled", _DISTILLED)):
+        own = sorted((arm for arm in arms if arm.kind == kind), key=_rank)
+        many = len(own) > len(colours)
+        for position, arm in enumerate(own):
+            number = colours[min(position, 1 if many else position, len(colours) - 1)]
+            looks[arm.name] = Look(number, series(number), _MARKS[kind], _LINES[kind])
     return looks
+
+
+def _rank(arm: Arm) -> tuple[bool, float]:
+    """The student alone first, then by falling accuracy."""
+    return arm.name != ALONE, -(arm.accuracy.mean if arm.accuracy else 0.0)

@@ -13,7 +13,9 @@ from limbeck.report.sections import Figure
 _ROW, _FRAME = 0.27, 0.75
 
 
-def ranking(arms: Sequence[Arm], looks: Mapping[str, Look], measure: Measure) -> Figure | None:
+def ranking(
+    arms: Sequence[Arm], looks: Mapping[str, Look], measure: Measure, reference: Arm | None = None
+) -> Figure | None:
     """Draws the mean, the deviation and every seed of a measure, a row an arm; None with fewer than two students."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
@@ -30,11 +32,10 @@ def ranking(arms: Sequence[Arm], looks: Mapping[str, Look], measure: Measure) ->
             axes.errorbar(spread.mean, row, xerr=spread.std, color=look.colour, capsize=2.5, linewidth=1.4)
             mark = axes.scatter([spread.mean], [row], s=42, color=look.colour, marker=look.mark, zorder=3, linewidths=0)
             drawing.tip(mark, f"{arm.name}: {measure.text(spread)}, {spread.n} seeds")
-        alone = next((spread for arm, spread in students if arm.kind == "baseline"), None)
-        if alone is not None:
-            axes.axvline(
-                alone.mean, color=looks[_name_of(students, alone)].colour, linestyle=(0, (1.2, 1.4)), linewidth=1.0
-            )
+        level = reference.spread(measure) if reference is not None else None
+        if reference is not None and level is not None:
+            colour = looks[reference.name].colour
+            axes.axvline(level.mean, color=colour, linestyle=(0, (1.2, 1.4)), linewidth=1.0)
         axes.set_yticks(range(len(students)), [arm.name for arm, _ in students])
         axes.tick_params(axis="y", labelcolor=INK)
         axes.grid(visible=False, axis="y")
@@ -45,9 +46,7 @@ def ranking(arms: Sequence[Arm], looks: Mapping[str, Look], measure: Measure) ->
         plain = FuncFormatter(lambda value, _: measure.text(value))
         axes.xaxis.set_major_formatter(percent if measure.unit == "fraction" else plain)
     words = "; ".join(f"{arm.name} {measure.text(spread)}" for arm, spread in reversed(students))
-    caption = "Small dots are seeds, bars one standard deviation. The dotted line is the student alone."
+    line = f" The dotted line marks {reference.name}." if reference is not None else ""
+    several = any(spread.n > 1 for _, spread in students)
+    caption = ("Small dots are seeds, bars one standard deviation." if several else "One seed each.") + line
     return Figure(f"{measure.title} of the students", drawing.svg(), f"Dot plot, best first: {words}.", caption)
-
-
-def _name_of(students: Sequence[tuple[Arm, object]], spread: object) -> str:
-    return next(arm.name for arm, own in students if own is spread)
