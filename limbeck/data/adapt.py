@@ -62,7 +62,9 @@ def as_source(
         return load_data(data, split=split)
     if isinstance(data, Source):
         return data
-    if isinstance(data, torch.utils.data.TensorDataset) and len(data.tensors) <= 2:
+    from torch.utils.data import TensorDataset
+
+    if isinstance(data, TensorDataset) and len(data.tensors) <= 2:
         data = tuple(data.tensors)
     if isinstance(data, (tuple, list)) and 1 <= len(data) <= 2 and isinstance(data[0], (Tensor, np.ndarray)):
         return _pair_source(*data, name=name, num_classes=num_classes, mean=mean, std=std, like=like)

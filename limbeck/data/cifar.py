@@ -36,9 +36,13 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class _Edition:
-    """Where the parts of one of the two data sets are.
+    """What tells the two data sets apart, and where their parts are.
 
     Attributes:
+        name: name in recipes.
+        class_names: the classes.
+        mean: channel means of the training images.
+        std: channel deviations of the training images.
         archive: the binary version as its publisher offers it.
         binary: its files by split.
         label_bytes: label bytes before each image.
@@ -49,6 +53,10 @@ class _Edition:
         hub_labels: label column there.
     """
 
+    name: str
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     archive: Download
     binary: dict[Split, tuple[str, ...]]
     label_bytes: int
@@ -60,6 +68,10 @@ class _Edition:
 
 
 _CIFAR10 = _Edition(
+    name="cifar10",
+    class_names=CLASSES_10,
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2470, 0.2435, 0.2616),
     archive=Download(f"{_SITE}/cifar-10-binary.tar.gz", "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"),
     binary={
         "train": tuple(f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)),
@@ -76,6 +88,10 @@ _CIFAR10 = _Edition(
     hub_labels="label",
 )
 _CIFAR100 = _Edition(
+    name="cifar100",
+    class_names=CLASSES_100,
+    mean=(0.5071, 0.4867, 0.4408),
+    std=(0.2675, 0.2565, 0.2761),
     archive=Download(f"{_SITE}/cifar-100-binary.tar.gz", "cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8"),
     binary={"train": ("cifar-100-binary/train.bin",), "test": ("cifar-100-binary/test.bin",)},
     label_bytes=2,
@@ -100,17 +116,7 @@ def cifar10(*, split: Split, path: str | None = None, download: bool = False) ->
     Raises:
         DataError: it is not here and may not be downloaded, or a file is damaged.
     """
-    images, labels = _find(_CIFAR10, "cifar10", split, path, download)
-    return array_source(
-        images,
-        labels,
-        name="cifar10",
-        class_names=CLASSES_10,
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2470, 0.2435, 0.2616),
-        augment=_AUGMENT,
-        licence=LICENCE,
-    )
+    return _load(_CIFAR10, split, path, download)
 
 
 @dataset("cifar100", title="CIFAR-100, 50,000 / 10,000 colour images 32 x 32, 100 classes", licence=LICENCE)
@@ -120,21 +126,25 @@ def cifar100(*, split: Split, path: str | None = None, download: bool = False) -
     Raises:
         DataError: it is not here and may not be downloaded, or a file is damaged.
     """
-    images, labels = _find(_CIFAR100, "cifar100", split, path, download)
+    return _load(_CIFAR100, split, path, download)
+
+
+def _load(edition: _Edition, split: Split, path: str | None, download: bool) -> ArraySource:
+    images, labels = _find(edition, split, path, download)
     return array_source(
         images,
         labels,
-        name="cifar100",
-        class_names=CLASSES_100,
-        mean=(0.5071, 0.4867, 0.4408),
-        std=(0.2675, 0.2565, 0.2761),
+        name=edition.name,
+        class_names=edition.class_names,
+        mean=edition.mean,
+        std=edition.std,
         augment=_AUGMENT,
         licence=LICENCE,
     )
 
 
-def _find(edition: _Edition, name: str, split: Split, path: str | None, download: bool) -> Arrays:
-    folders = [Path(path).expanduser()] if path is not None else [cache_folder() / name, cache_folder()]
+def _find(edition: _Edition, split: Split, path: str | None, download: bool) -> Arrays:
+    folders = [Path(path).expanduser()] if path is not None else [cache_folder() / edition.name, cache_folder()]
     for folder in folders:
         found = _read_folder(edition, split, folder)
         if found is not None:
@@ -150,7 +160,7 @@ def _find(edition: _Edition, name: str, split: Split, path: str | None, download
             if found is not None:
                 return found
     raise not_found(
-        name,
+        edition.name,
         [*folders, *([] if path is not None else [hub_cache()])],
         f"Set `download: true`, or give as `path` the folder of {edition.archive.file} or {edition.python_archive}, "
         "packed or unpacked",

@@ -62,16 +62,7 @@ def fashion_mnist(*, split: Split, path: str | None = None, download: bool = Fal
         DataError: it is not here and may not be downloaded, or a file is damaged.
     """
     images, labels = find_original(split, path, download=download)
-    return array_source(
-        images[:, None],
-        labels,
-        name="fashion-mnist",
-        class_names=CLASSES,
-        mean=_MEAN,
-        std=_STD,
-        augment=_AUGMENT,
-        licence=LICENCE,
-    )
+    return _source(images, labels, "fashion-mnist")
 
 
 def find_original(split: Split, path: str | None = None, *, download: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -118,10 +109,14 @@ def fashion_mnist_small(*, split: Split) -> ArraySource:
             images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{EXTRACT} is missing or damaged ({error}); install limbeck again") from error
+    return _source(images, labels, "fashion-mnist-small")
+
+
+def _source(images: np.ndarray, labels: np.ndarray, name: str) -> ArraySource:
     return array_source(
         images[:, None],
         labels,
-        name="fashion-mnist-small",
+        name=name,
         class_names=CLASSES,
         mean=_MEAN,
         std=_STD,

@@ -166,7 +166,7 @@ class Loader:
         from torch.utils.data import DataLoader
 
         jobs: Any = DataLoader(
-            _Fetch(self.source, epoch),
+            _Fetch(self.source, epoch),  # type: ignore[arg-type]
             batch_size=None,
             sampler=list(parts),
             num_workers=min(self._workers, len(parts)),
@@ -236,7 +236,7 @@ class Loader:
         return with_position(hashes, np.arange(len(hashes)))
 
 
-class _Fetch(torch.utils.data.Dataset[Any]):
+class _Fetch:
     """One item is one batch of raw samples, or the error that it met."""
 
     def __init__(self, source: Source, epoch: int) -> None:
