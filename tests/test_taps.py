@@ -170,7 +170,7 @@ def test_a_compiled_part_is_refused() -> None:
 
 def test_taps_set_before_compiling_fire_and_see_the_same() -> None:
     model = small_cnn(num_classes=10).eval()
-    taps = Taps(model, {"stages": ["stages.*"], "preacts": ["stages.2.1"], "pooled": ["head@in"]})
+    taps = Taps(model, {"stages": ["stages.*"], "preacts": ["stages.2.2@in"], "pooled": ["head@in"]})
     x = torch.randn(2, 3, 16, 16)
     plain = _collect(taps, model, x)
     compiled = torch.compile(model, backend="aot_eager")

@@ -48,7 +48,7 @@ class StagedClassifier(nn.Module):
         stages: one module a stage, from map to map.
         width: channels of the map that is pooled.
         num_classes: number of classes.
-        anatomy: where the literature taps the model.
+        anatomy: where the literature taps the model; a pre-activation that a ReLU reads is given as ``<relu>@in``.
         neck: what follows the last stage.
     """
 
@@ -69,11 +69,19 @@ class StagedClassifier(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(width, num_classes)
         self.anatomy = anatomy
+        _overwrite_untapped(self, anatomy)
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the logits ``[B, num_classes]`` of ``images`` ``[B, in_channels, H, W]``."""
         maps = self.neck(self.stages(self.stem(images)))
         return self.head(self.pool(maps).flatten(1))
+
+
+def _overwrite_untapped(model: nn.Module, anatomy: Anatomy) -> None:
+    """Lets every ReLU overwrite its input, which saves some percent of a step, except those whose input is a tap."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = f"{name}@in" not in anatomy.preacts
 
 
 def initialise(model: nn.Module, *, head_std: float | None = None) -> None:
@@ -114,8 +122,5 @@ def conv1x1(in_channels: int, out_channels: int, stride: int = 1, *, groups: int
 
 
 def conv_norm_act(convolution: nn.Conv2d) -> nn.Sequential:
-    """Returns ``convolution`` followed by batch normalisation and a ReLU.
-
-    No activation of the zoo works in place: a tap before it would otherwise see the tensor after it.
-    """
+    """Returns ``convolution`` followed by batch normalisation and a ReLU."""
     return nn.Sequential(convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU())

@@ -20,7 +20,6 @@ def small_cnn(*, num_classes: Count, in_channels: Count = 3, width: Count = 8) -
         conv_norm_act(conv3x3(width, 2 * width, 2)),
         conv_norm_act(conv3x3(2 * width, 4 * width, 2)),
     ]
-    norms = ("stages.0.1", "stages.1.1", "stages.2.1")
     model = StagedClassifier(
         conv_norm_act(conv3x3(in_channels, width, 2)),
         stages,
@@ -29,10 +28,10 @@ def small_cnn(*, num_classes: Count, in_channels: Count = 3, width: Count = 8) -
         anatomy=Anatomy(
             stem=("stem",),
             stages=("stages.0", "stages.1", "stages.2"),
-            preacts=norms,
+            preacts=("stages.0.2@in", "stages.1.2@in", "stages.2.2@in"),
             pooled=("head@in",),
             head="head",
-            norms=norms,
+            norms=("stages.0.1", "stages.1.1", "stages.2.1"),
         ),
     )
     initialise(model)

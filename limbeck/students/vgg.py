@@ -35,7 +35,7 @@ def _vgg(depths: Sequence[int], num_classes: int, in_channels: int, image_size: 
     inputs = (in_channels, *_CHANNELS)
     stem, *stages = (_block(inputs[i], channels, depths[i], pool=pools[i]) for i, channels in enumerate(_CHANNELS))
     # The last two layers of a block are its normalisation and its ReLU.
-    norms = tuple(f"stages.{i}.{len(stage) - 2}" for i, stage in enumerate(stages))
+    lengths = [len(stage) for stage in stages]
     model = StagedClassifier(
         stem,
         stages,
@@ -44,10 +44,10 @@ def _vgg(depths: Sequence[int], num_classes: int, in_channels: int, image_size: 
         anatomy=Anatomy(
             stem=("stem",),
             stages=tuple(f"stages.{i}" for i in range(len(stages))),
-            preacts=norms,
+            preacts=tuple(f"stages.{i}.{length - 1}@in" for i, length in enumerate(lengths)),
             pooled=("head@in",),
             head="head",
-            norms=norms,
+            norms=tuple(f"stages.{i}.{length - 2}" for i, length in enumerate(lengths)),
         ),
     )
     initialise(model, head_std=0.01)

@@ -56,7 +56,6 @@ def _wide_resnet(depth: int, width: int, *, num_classes: int, in_channels: int, 
             stage.append(PreActivationBlock(channels, out_channels, 2 if i > 0 and j == 0 else 1, dropout))
             channels = out_channels
         stages.append(nn.Sequential(*stage))
-    norms = ("stages.1.0.bn1", "stages.2.0.bn1", "neck.0")
     model = StagedClassifier(
         conv3x3(in_channels, 16),
         stages,
@@ -66,10 +65,10 @@ def _wide_resnet(depth: int, width: int, *, num_classes: int, in_channels: int, 
         anatomy=Anatomy(
             stem=("stem",),
             stages=("stages.0", "stages.1", "stages.2"),
-            preacts=norms,
+            preacts=("stages.1.0.act1@in", "stages.2.0.act1@in", "neck.1@in"),
             pooled=("head@in",),
             head="head",
-            norms=norms,
+            norms=("stages.1.0.bn1", "stages.2.0.bn1", "neck.0"),
         ),
     )
     initialise(model)
