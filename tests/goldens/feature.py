@@ -24,6 +24,17 @@ def _maps(case: Case, stem: str, requires_grad: bool = False) -> dict[str, Tenso
     return case.numbered(stem, requires_grad) or {stem: case.input(stem, requires_grad)}
 
 
+Sides = tuple[dict[str, Tensor], dict[str, Tensor], Signals, Signals]
+
+
+def _sides(case: Case, group: str = "stages", teacher_stem: str = "teacher_feat") -> Sides:
+    """Returns the maps of student and teacher by name, and both as signals."""
+    ours, theirs = _maps(case, "student_feat", requires_grad=True), _maps(case, teacher_stem)
+    rows = next(iter(ours.values())).shape[0]
+    student, teacher = (_signals({group: list(maps.values())}, rows) for maps in (ours, theirs))
+    return ours, theirs, student, teacher
+
+
 def _signals(features: Mapping[str, Sequence[Tensor]], rows: int, classes: int = 2) -> Signals:
     maps = {group: tuple(tensors) for group, tensors in features.items()}
     return Signals(logits=torch.zeros(rows, classes, dtype=torch.float64), features=maps)
@@ -62,10 +73,7 @@ def _weighted(method: Method, case: Case, term: str, loss: Tensor) -> Tensor:
 
 def _stage_method(case: Case, name: str, term: str, **config: Any) -> Results:
     """Replays a method without parameters on one map or several."""
-    ours, theirs = _maps(case, "student_feat", requires_grad=True), _maps(case, "teacher_feat")
-    rows = next(iter(ours.values())).shape[0]
-    student = _signals({"stages": list(ours.values())}, rows)
-    teacher = _signals({"stages": list(theirs.values())}, rows)
+    ours, _, student, teacher = _sides(case)
     method = _built(name, student, teacher, **config)
     loss = _loss(method, student, teacher, term)
     return {"out.loss": loss, "out.loss_weighted": _weighted(method, case, term, loss), **gradients(loss, ours)}
@@ -107,10 +115,7 @@ def flow(case: Case) -> Results:
 @replays("fitnet")
 def hint(case: Case) -> Results:
     """One map a side; the regressor is ``conv``, then ``bn``."""
-    ours, theirs = _maps(case, "student_feat", requires_grad=True), _maps(case, "teacher_feat")
-    rows = next(iter(ours.values())).shape[0]
-    student = _signals({"stages": list(ours.values())}, rows)
-    teacher = _signals({"stages": list(theirs.values())}, rows)
+    ours, _, student, teacher = _sides(case)
     method = _built("fitnet", student, teacher, hint_stage=1)
     _norm_eps(method, case)
     names = {n: n.replace("conv.", "regressor.0.").replace("bn.", "regressor.1.") for n in case.input_names()}
@@ -123,10 +128,7 @@ def hint(case: Case) -> Results:
 @replays("vid")
 def information(case: Case) -> Results:
     """Stages are numbered where there is more than one."""
-    ours, theirs = _maps(case, "student_feat", requires_grad=True), _maps(case, "teacher_feat")
-    rows = next(iter(ours.values())).shape[0]
-    student = _signals({"stages": list(ours.values())}, rows)
-    teacher = _signals({"stages": list(theirs.values())}, rows)
+    ours, theirs, student, teacher = _sides(case)
     config = {"init_variance": case.config.get("init_pred_var", 5.0), "min_variance": case.config.get("eps", 1e-5)}
     method = _built("vid", student, teacher, **config)
     parameters = case.load_into(
@@ -160,10 +162,7 @@ class _Normalised(nn.Module):
 @replays("ofd")
 def overhaul(case: Case) -> Results:
     """Connectors are ``connector.<stage>.<layer>``."""
-    ours, theirs = _maps(case, "student_feat", requires_grad=True), _maps(case, "teacher_preact")
-    rows = next(iter(ours.values())).shape[0]
-    student = _signals({"preacts": list(ours.values())}, rows)
-    teacher = _signals({"preacts": list(theirs.values())}, rows)
+    ours, theirs, student, teacher = _sides(case, "preacts", "teacher_preact")
     model = _Normalised(case, len(theirs))
     method = _built("ofd", student, teacher, {"teacher": model}, kernel_size=case.config.get("kernel_size", 1))
     _norm_eps(method, case)
