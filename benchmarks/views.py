@@ -58,9 +58,8 @@ def main() -> None:
             lambda: view(images, index, seed=0, epoch=0),  # noqa: B023
             lambda: one_by_one(images, index, mean, std),  # noqa: B023
         )
-        print(
-            f"{BATCH}x{channels}x{side}x{side} crop+flip+normalise: {ours:.3f} ms, one by one {loop:.3f} ms, ratio {ours / loop:.3f}"
-        )
+        shape = f"{BATCH}x{channels}x{side}x{side}"
+        print(f"{shape} crop+flip+normalise: {ours:.3f} ms, one by one {loop:.3f} ms, ratio {ours / loop:.3f}")
         for policy in ("strong", "randaugment", "color_jitter", "rotate", "cutout"):
             other = View([policy], info)
             (needed,) = median_times(lambda: other(images, index, seed=0, epoch=0))  # noqa: B023

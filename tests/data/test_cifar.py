@@ -1,11 +1,16 @@
 """CIFAR: both file versions, packed and unpacked, and hostile pickles."""
 
+import dataclasses
+import hashlib
 import io
 import pickle
 import tarfile
 
 import numpy as np
+import pyarrow as arrow
+import pyarrow.parquet as parquet
 import pytest
+from PIL import Image
 
 from limbeck.data import cifar, load_data
 from limbeck.data.cifar_files import parse_python
@@ -97,6 +102,22 @@ def test_cifar100_uses_the_fine_labels(tmp_path):
     assert load_data(f"cifar100:{tmp_path / 'py'}").fingerprint() == source.fingerprint()
 
 
+def test_found_in_the_hub_cache(tmp_path):
+    folder = tmp_path / "hub" / "datasets--uoft-cs--cifar100" / "snapshots" / "0a1b" / "cifar100"
+    folder.mkdir(parents=True)
+    images = pictures(3, 0)[0].reshape(3, 3, 32, 32)
+    cells = []
+    for image in images:
+        file = io.BytesIO()
+        Image.fromarray(image.transpose(1, 2, 0)).save(file, "PNG")
+        cells.append({"bytes": file.getvalue(), "path": None})
+    table = arrow.table({"img": cells, "fine_label": [30, 99, 0], "coarse_label": [1, 2, 3]})
+    parquet.write_table(table, folder / "train-00000-of-00001.parquet")
+    source = load_data("cifar100")
+    assert np.array_equal(source.fetch(np.arange(3), 0)["inputs"].numpy(), images)
+    assert source.labels().tolist() == [30, 99, 0]
+
+
 def test_absent(tmp_path):
     with pytest.raises(DataError, match="not on this machine") as error:
         load_data("cifar10")
@@ -109,9 +130,6 @@ def test_absent(tmp_path):
 def test_download(tmp_path, monkeypatch):
     write_packed(tmp_path / "site", ARCHIVES["bin"], members("bin"))
     archive = tmp_path / "site" / ARCHIVES["bin"]
-    import dataclasses
-    import hashlib
-
     source = cifar.Download(archive.as_uri(), archive.name, hashlib.md5(archive.read_bytes()).hexdigest())
     monkeypatch.setattr(cifar, "_CIFAR10", dataclasses.replace(cifar._CIFAR10, archive=source))
     assert len(load_data({"name": "cifar10", "download": True})) == 50
