@@ -20,13 +20,14 @@ import numpy as np
 import torch
 
 from limbeck.errors import CheckpointError, RunFolderError
+from limbeck.storage import is_full, write_durably
 
 _FORMAT = 1
 
 
 def disk_error(error: OSError, path: Path) -> RunFolderError:
     """Returns the error to raise when writing ``path`` failed, naming the cause."""
-    if error.errno == errno.ENOSPC:
+    if is_full(error):
         return RunFolderError(f"the disk is full: '{path}' could not be written. Free some space and run the same command to continue")
     return RunFolderError(f"'{path}' could not be written: {error.strerror or error}")
 
@@ -37,15 +38,9 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         RunFolderError: the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_durably(path, [data])
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise disk_error(error, path) from None
 
 
