@@ -11,6 +11,9 @@ from torch import nn
 
 from limbeck.errors import TapError
 
+TAP_GROUPS = ("stem", "stages", "preacts", "pooled")
+"""Names of the tap groups of an image classifier."""
+
 
 @dataclass(frozen=True)
 class Anatomy:
@@ -33,7 +36,7 @@ class Anatomy:
 
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Tap paths by group, leaving out what the model does not have."""
-        taps = {"stem": self.stem, "stages": self.stages, "preacts": self.preacts, "pooled": self.pooled}
+        taps: dict[str, tuple[str, ...]] = {group: getattr(self, group) for group in TAP_GROUPS}
         return {group: paths for group, paths in taps.items() if paths}
 
     def under(self, parent: str) -> Anatomy:

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import nn
 
-from limbeck.anatomy import anatomy_of
+from limbeck.anatomy import TAP_GROUPS, anatomy_of
 from limbeck.engine.combine import check_weights
-from limbeck.errors import LimbeckError, NeedsError
+from limbeck.errors import LimbeckError, NeedsError, suggest
 from limbeck.methods.base import Method
 from limbeck.signals import Batch, Signals
+from limbeck.taps import resolve
 
 
 def tap_groups(
@@ -23,6 +24,7 @@ def tap_groups(
     Raises:
         NeedsError: neither the recipe nor the model says where a group is.
     """
+    _check_given(role, model, needed, given or {})
     known: dict[str, Sequence[str]] = {**anatomy_of(model).groups(), **(given or {})}
     missing = [group for group in needed if not known.get(group)]
     if missing:
@@ -32,6 +34,16 @@ def tap_groups(
             f"name the modules in the recipe, `roles: {{{role}: {{taps: {{{missing[0]}: [...]}}}}}}`. Its top modules: {modules}"
         )
     return {group: known[group] for group in needed}
+
+
+def _check_given(role: str, model: nn.Module, needed: Sequence[str], given: Mapping[str, Sequence[str]]) -> None:
+    """Refuses taps of a misspelt group or module, also where the method does not read them."""
+    groups = {*needed, *TAP_GROUPS}
+    for group, paths in given.items():
+        if group not in groups:
+            raise NeedsError(f"unknown tap group '{group}' of role '{role}'. {suggest(group, groups)}")
+        for path in paths:
+            resolve(model, path)
 
 
 def dry_run(method: Method, batch: Batch, observers: Mapping[str, Callable[[Batch], Signals]]) -> dict[str, Signals]:
@@ -45,7 +57,9 @@ def dry_run(method: Method, batch: Batch, observers: Mapping[str, Callable[[Batc
             raise NeedsError(f"the method needs '{key}' in the batch, but the data gives only {sorted(batch)}")
     for view in method.needs.views:
         if view not in batch.get("views", {}):
-            raise NeedsError(f"the method needs a further view '{view}' of each sample; name its augmentation in `data: {{views: {{{view}: [...]}}}}`")
+            raise NeedsError(
+                f"the method needs a further view '{view}' of each sample; name its augmentation in `data: {{views: {{{view}: [...]}}}}`"
+            )
     models = [o.model for o in observers.values() if isinstance(getattr(o, "model", None), nn.Module)]
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:
@@ -71,7 +85,9 @@ def _explained(role: str, observer: Callable[[Batch], Signals]) -> Callable[[Bat
             inputs = batch.inputs_for(role)
             shape = tuple(inputs.shape[1:]) if hasattr(inputs, "shape") else type(inputs).__name__
             model = type(getattr(observer, "model", observer)).__name__
-            raise NeedsError(f"role '{role}' ({model}) cannot run on samples of shape {shape}: {str(error).splitlines()[0]}") from error
+            raise NeedsError(
+                f"role '{role}' ({model}) cannot run on samples of shape {shape}: {str(error).splitlines()[0]}"
+            ) from error
 
     return observe
 
@@ -89,11 +105,15 @@ def _check_needs(method: Method, signals: Mapping[str, Signals]) -> None:
 
 def _check_classes(method: Method, signals: Mapping[str, Signals]) -> None:
     counts = {
-        role: s.logits.shape[-1] for role, s in signals.items() if s.logits is not None and "logits" in method.needs.roles.get(role, ())
+        role: s.logits.shape[-1]
+        for role, s in signals.items()
+        if s.logits is not None and "logits" in method.needs.roles.get(role, ())
     }
     if len(set(counts.values())) > 1:
         said = ", ".join(f"{role} {count}" for role, count in counts.items())
-        raise NeedsError(f"the roles have different numbers of classes ({said}); give both models the same classes, in the same order")
+        raise NeedsError(
+            f"the roles have different numbers of classes ({said}); give both models the same classes, in the same order"
+        )
 
 
 def trial(method: Method, batch: Batch, signals: dict[str, Signals]) -> None:
@@ -109,5 +129,7 @@ def trial(method: Method, batch: Batch, signals: dict[str, Signals]) -> None:
     except LimbeckError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:
-        raise NeedsError(f"{type(method).__name__} cannot work on this batch of {batch.size}: {str(error).splitlines()[0]}") from error
+        raise NeedsError(
+            f"{type(method).__name__} cannot work on this batch of {batch.size}: {str(error).splitlines()[0]}"
+        ) from error
     check_weights(method.weights, terms, type(method).__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,10 +112,10 @@ def make_method(spec: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
         options.pop("logit_transform", None),
     )
     if not isinstance(weights, dict) or not all(
-        isinstance(w, (int, float)) and not isinstance(w, bool) for w in weights.values()
+        isinstance(w, (int, float)) and not isinstance(w, bool) and 0 <= w < math.inf for w in weights.values()
     ):
         raise RecipeError(
-            f"method.weights should be a mapping from a term's name to a number, for example {{ce: 1.0}}; "
+            f"method.weights should be a mapping from a term's name to a number from 0 on, for example {{ce: 1.0}}; "
             f"it is {weights!r}"
         )
     method = build_method(name, **{str(k): v for k, v in options.items()})

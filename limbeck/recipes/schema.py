@@ -67,10 +67,10 @@ class DataSpec(_Strict):
     validation: Fraction = Field(
         0.0, description="part of the training data held out; evaluation then uses it instead of the test data"
     )
-    augment: tuple[dict[str, Any], ...] | None = Field(
+    augment: tuple[str | dict[str, Any], ...] | None = Field(
         None, description="augmentation; the data set's usual one when absent, [] for none"
     )
-    views: dict[str, tuple[dict[str, Any], ...]] = Field(
+    views: dict[str, tuple[str | dict[str, Any], ...]] = Field(
         default_factory=dict, description="further views of each sample, by name"
     )
     normalize: bool = Field(True, description="subtract the data set's mean and divide by its deviation")
@@ -85,7 +85,7 @@ class StageSpec(_Strict):
     data: DataSpec = Field(description="the data")
     roles: dict[str, RoleSpec] = Field(description="models by role")
     method: dict[str, Any] = Field(description="name, hyperparameters, weights and logit_transform of the method")
-    transforms: tuple[dict[str, Any], ...] = Field((), description="batch -> batch, in order")
+    transforms: tuple[str | dict[str, Any], ...] = Field((), description="batch -> batch, in order")
     train: TrainSettings = Field(default_factory=TrainSettings, description="optimisation")
 
 

@@ -27,7 +27,7 @@ class Augmentation(BaseModel):
         name: name in recipes, set by the registration.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     name: ClassVar[str] = ""
 
     def takes_bytes(self) -> bool:
