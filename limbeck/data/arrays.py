@@ -135,6 +135,7 @@ def array_source(
     augment: Sequence[dict[str, Any]] = (),
     licence: str = "",
     num_classes: int | None = None,
+    part_of: str = "",
 ) -> ArraySource:
     """Returns a source of uint8 images ``[N, C, H, W]``; mean and deviation are computed where they are not given.
 
@@ -148,9 +149,8 @@ def array_source(
     classes = num_classes or len(class_names) or count_classes(targets)
     if mean is None or std is None:
         mean, std = channel_statistics(inputs)
-    info = DataInfo(
-        name, classes, tuple(inputs.shape[1:]), tuple(mean), tuple(std), tuple(class_names), tuple(augment), licence
-    )
+    shape = tuple(inputs.shape[1:])
+    info = DataInfo(name, classes, shape, tuple(mean), tuple(std), tuple(class_names), tuple(augment), licence, part_of)
     return ArraySource(inputs, targets, info)
 
 

@@ -109,10 +109,10 @@ def fashion_mnist_small(*, split: Split) -> ArraySource:
             images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{EXTRACT} is missing or damaged ({error}); install limbeck again") from error
-    return _source(images, labels, "fashion-mnist-small")
+    return _source(images, labels, "fashion-mnist-small", part_of="fashion-mnist")
 
 
-def _source(images: np.ndarray, labels: np.ndarray, name: str) -> ArraySource:
+def _source(images: np.ndarray, labels: np.ndarray, name: str, *, part_of: str = "") -> ArraySource:
     return array_source(
         images[:, None],
         labels,
@@ -122,4 +122,5 @@ def _source(images: np.ndarray, labels: np.ndarray, name: str) -> ArraySource:
         std=_STD,
         augment=_AUGMENT,
         licence=LICENCE,
+        part_of=part_of,
     )

@@ -29,6 +29,7 @@ class DataInfo:
         class_names: name of each class, where known.
         augment: the augmentation that the literature uses on it, as recipe entries.
         licence: licence and origin.
+        part_of: name of the data set that this one is an extract of, whose weights in the zoo serve it too.
     """
 
     name: str
@@ -39,6 +40,7 @@ class DataInfo:
     class_names: tuple[str, ...] = ()
     augment: tuple[dict[str, Any], ...] = field(default=())
     licence: str = ""
+    part_of: str = ""
 
 
 @runtime_checkable

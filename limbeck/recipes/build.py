@@ -281,7 +281,7 @@ class _RoleBuilder:
             **shown,
         )
         if spec.weights is not None:
-            load_weights(model, spec.weights, model_name=_model_name(spec.model), data_name=info.name)
+            load_weights(model, spec.weights, model_name=_model_name(spec.model), data_name=info.part_of or info.name)
         return model
 
     def _from_stage(self, name: str, spec: RoleSpec) -> nn.Module:
