@@ -116,7 +116,7 @@ def _table(folders: Mapping[tuple[str, int], Path]) -> Any:
     table = Table(title="mean ± standard deviation over seeds")
     table.add_column("")
     for arm in arms:
-        table.add_column(f"{arm.kind}: {arm.name}" if arm.kind == "teacher" else arm.name, justify="right")
+        table.add_column(arm.name, justify="right")
     for measure in measures(["accuracy", "agreement", "calibration", "cost", "latency"]):
         spreads = [arm.spread(measure) for arm in arms]
         if any(spread is not None for spread in spreads):

@@ -226,7 +226,10 @@ def export_run(folder: Path, form: str = "onnx", out: Path | None = None, *, tru
     example = next(iter(built.data.held_loader.epoch(0)))["inputs"][:2]
     card = json.loads((folder / "student.json").read_text())
     written = export_onnx(built.stage.student().eval(), example, out or folder / "student.onnx", metadata=card)
-    return str(written)
+    exact = (
+        "" if written.max_abs_error is None else f", within {written.max_abs_error:.1e} of the PyTorch student's scores"
+    )
+    return f"{written.path} ({written.bytes / 1e3:.0f} kB{exact})"
 
 
 __all__ = ["FinishedRun", "Interrupted", "evaluate_run", "export_run", "reopen", "run_recipe"]
