@@ -85,7 +85,7 @@ def distill(
         >>> sorted(done.results)
         ['accuracy', 'agreement', 'calibration']
     """
-    from limbeck.data.load import as_source
+    from limbeck.data import as_source
     from limbeck.data.loader import Loader
     from limbeck.recipes.build import accuracy_on, make_method
 
@@ -100,7 +100,11 @@ def distill(
     held = None
     if evaluate_on is not None:
         held = Loader(
-            as_source(evaluate_on, split="test"), (), batch_size=max(256, settings.batch_size), seed=seed, shuffle=False
+            as_source(evaluate_on, split="test", like=source),
+            (),
+            batch_size=max(256, settings.batch_size),
+            seed=seed,
+            shuffle=False,
         )
     tapped = taps or {}
     all_roles = {"student": Role(model=student, taps=tapped.get("student")), **(roles or {})}
