@@ -146,3 +146,25 @@ def test_tied_weights_stay_tied() -> None:
     teacher.after_step(Progress(1, 1, 1))
     assert teacher.model[0].weight is teacher.model[1].weight
     torch.testing.assert_close(teacher.model[0].weight, before + 0.5)
+
+
+def test_follows_a_student_in_shards(tmp_path) -> None:
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        student = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+        teacher = EMATeacher("teacher", student, TASK, decay=0.5)
+        before = student[0].weight.detach().clone()
+        fully_shard(student, mesh=init_device_mesh("cpu", (1,)))
+        optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+        student(torch.randn(8, 4)).pow(2).sum().backward()
+        optimizer.step()
+        teacher.after_step(Progress(1, 1, 1))
+        after = student[0].weight.full_tensor()
+        assert not torch.equal(after, before)
+        torch.testing.assert_close(teacher.model[0].weight, 0.5 * before + 0.5 * after)
+    finally:
+        distributed.destroy_process_group()
