@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from zoo_families import FAMILIES, build
 
 from limbeck.errors import RecipeError, UnknownNameError
 from limbeck.students.base import models
@@ -58,24 +59,7 @@ DERIVED = {f"resnet{depth}": _cifar_resnet_parameters(depth) for depth in (8, 14
     f"wrn_{d}_{w}": _wide_resnet_parameters(d, w) for d, w in ((16, 1), (16, 2), (40, 1), (40, 2))
 }
 
-FAMILIES = (
-    "resnet8",
-    "resnet8x4",
-    "resnet50",
-    "wrn_16_1",
-    "vgg8",
-    "mobilenet_v2",
-    "shufflenet_v1",
-    "shufflenet_v2",
-    "vit_micro",
-    "mlp",
-    "small_cnn",
-)
 ZOO = sorted(name for name in models if name != "efficientnet_lite0")
-
-
-def _build(name: str, shape: tuple[int, ...] = (3, 32, 32), num_classes: int = 10) -> nn.Module:
-    return build_model(name, num_classes=num_classes, input_shape=shape).eval()
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in models.entries() if entry.about["params"]])
@@ -95,7 +79,7 @@ def test_every_published_model_is_in_the_zoo() -> None:
 @pytest.mark.parametrize("name", ZOO)
 def test_runs_on_small_images(name: str, shape: tuple[int, ...]) -> None:
     with torch.no_grad():
-        logits = _build(name, shape)(torch.randn(2, *shape))
+        logits = build(name, shape)(torch.randn(2, *shape))
     assert logits.shape == (2, 10)
     assert torch.isfinite(logits).all()
 
@@ -105,7 +89,7 @@ def test_same_seed_same_weights(name: str) -> None:
     states = []
     for _ in range(2):
         torch.manual_seed(7)
-        states.append(_build(name).state_dict())
+        states.append(build(name).state_dict())
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 

@@ -6,32 +6,14 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import relu
+from zoo_families import FAMILIES, build
 
 from limbeck.anatomy import anatomy_of, head_of
 from limbeck.errors import TapError
-from limbeck.students.loading import build_model
 from limbeck.students.shufflenet import UnitV2
 from limbeck.students.vgg import vgg8
 from limbeck.students.vit import vit
 from limbeck.taps import Taps
-
-FAMILIES = (
-    "resnet8",
-    "resnet8x4",
-    "resnet50",
-    "wrn_16_1",
-    "vgg8",
-    "mobilenet_v2",
-    "shufflenet_v1",
-    "shufflenet_v2",
-    "vit_micro",
-    "mlp",
-    "small_cnn",
-)
-
-
-def _build(name: str, shape: tuple[int, ...] = (3, 32, 32), num_classes: int = 10) -> nn.Module:
-    return build_model(name, num_classes=num_classes, input_shape=shape).eval()
 
 
 def _tapped(model: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, ...]]]:
@@ -61,7 +43,7 @@ def _tapped(model: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, dict[
 )
 def test_stage_maps_have_the_shapes_of_the_literature(name: str, shapes: list[tuple[int, ...]]) -> None:
     with torch.no_grad():
-        _, features = _tapped(_build(name), torch.randn(1, 3, 32, 32))
+        _, features = _tapped(build(name), torch.randn(1, 3, 32, 32))
     assert [tuple(f.shape[1:]) for f in features["stages"]] == shapes
 
 
@@ -70,7 +52,7 @@ def test_stage_maps_have_the_shapes_of_the_literature(name: str, shapes: list[tu
 )
 def test_stem_map(name: str, stem: tuple[int, int]) -> None:
     with torch.no_grad():
-        _, features = _tapped(_build(name), torch.randn(1, 3, 32, 32))
+        _, features = _tapped(build(name), torch.randn(1, 3, 32, 32))
     assert features["stem"][0].shape == (1, stem[0], stem[1], stem[1])
 
 
@@ -79,7 +61,7 @@ def test_stem_map(name: str, stem: tuple[int, int]) -> None:
     "name", ["resnet8x4", "resnet50", "vgg8", "shufflenet_v1", "shufflenet_v2", "mlp", "small_cnn"]
 )
 def test_activation_of_the_preactivation_is_the_stage_map(name: str, train: bool) -> None:
-    model = _build(name).train(train)
+    model = build(name).train(train)
     with torch.no_grad():
         _, features = _tapped(model, torch.randn(4, 3, 32, 32))
     for stage, preact in zip(features["stages"], features["preacts"]):
@@ -89,7 +71,7 @@ def test_activation_of_the_preactivation_is_the_stage_map(name: str, train: bool
 
 def test_wide_resnet_preactivation_is_the_normalised_stage_map() -> None:
     # No activation ends a stage of a pre-activation network: the next normalisation reads its map, then a ReLU.
-    model = _build("wrn_16_2")
+    model = build("wrn_16_2")
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -106,7 +88,7 @@ def test_wide_resnet_preactivation_is_the_normalised_stage_map() -> None:
 @pytest.mark.parametrize("name", ["mobilenet_v2", "vit_micro"])
 def test_linear_stage_ends_are_their_own_preactivations(name: str) -> None:
     with torch.no_grad():
-        _, features = _tapped(_build(name), torch.randn(2, 3, 32, 32))
+        _, features = _tapped(build(name), torch.randn(2, 3, 32, 32))
     for stage, preact in zip(features["stages"], features["preacts"]):
         assert bool((stage < 0).any())
         assert torch.equal(stage, preact)
@@ -114,7 +96,7 @@ def test_linear_stage_ends_are_their_own_preactivations(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_norms_are_normalisations_as_wide_as_the_preactivations(name: str) -> None:
-    model = _build(name)
+    model = build(name)
     anatomy = anatomy_of(model)
     with torch.no_grad():
         _, features = _tapped(model, torch.randn(1, 3, 32, 32))
@@ -128,7 +110,7 @@ def test_norms_are_normalisations_as_wide_as_the_preactivations(name: str) -> No
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_head_reads_the_pooled_features(name: str) -> None:
-    model = _build(name)
+    model = build(name)
     with torch.no_grad():
         logits, features = _tapped(model, torch.randn(2, 3, 32, 32))
         torch.testing.assert_close(head_of(model)(features["pooled"][0]), logits)
@@ -136,7 +118,7 @@ def test_head_reads_the_pooled_features(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_reach_every_parameter_and_flow_through_every_tap(name: str) -> None:
-    model = _build(name).train()
+    model = build(name).train()
     logits, features = _tapped(model, torch.randn(4, 3, 32, 32))
     tapped = [t for tensors in features.values() for t in tensors]
     (logits.square().mean() + sum(t.square().mean() for t in tapped)).backward()
@@ -147,7 +129,7 @@ def test_gradients_reach_every_parameter_and_flow_through_every_tap(name: str) -
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_only_activations_after_a_tap_do_not_work_in_place(name: str) -> None:
-    model = _build(name)
+    model = build(name)
     careful = {n for n, m in model.named_modules() if isinstance(m, nn.ReLU) and not m.inplace}
     if name == "mlp":
         assert careful == {"stages.0.act", "stages.1.act"}
@@ -156,7 +138,7 @@ def test_only_activations_after_a_tap_do_not_work_in_place(name: str) -> None:
 
 
 def test_a_tap_elsewhere_that_would_be_overwritten_is_refused() -> None:
-    model = _build("resnet8")
+    model = build("resnet8")
     taps = Taps(model, {"inside": ["stages.0.0.bn1"]})
     taps.listen()
     model(torch.randn(1, 3, 8, 8))
@@ -203,7 +185,7 @@ def test_vgg_pools_once_more_from_64_pixels() -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_tap_group_is_there_on_grey_images(name: str, shape: tuple[int, ...]) -> None:
     with torch.no_grad():
-        _, features = _tapped(_build(name, shape), torch.randn(2, *shape))
+        _, features = _tapped(build(name, shape), torch.randn(2, *shape))
     assert len(features["stages"]) == len(features["preacts"])
     for stage, preact in zip(features["stages"], features["preacts"]):
         assert stage.dim() == 4
