@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from markupsafe import Markup
-
 from limbeck import __version__
 from limbeck.errors import MissingExtraError
 from limbeck.report.png import data_uri
@@ -42,8 +40,8 @@ def render(title: str, sections: Sequence[Section], *, subtitle: str = "", foote
         footer=footer,
         version=__version__,
         sections=named,
-        style=Markup(_file("style.css")),
-        script=Markup(script),
+        style=_file("style.css"),
+        script=script,
         script_hash=f"sha256-{digest}",
         data_uri=data_uri,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from limbeck.engine.checkpoint import write_atomically
+from limbeck.engine.checkpoint import disk_error, write_atomically
 from limbeck.errors import LimbeckError, RunFolderError
 from limbeck.report.arms import Arm, arms_of
 from limbeck.report.comparison import alone, best, comparison_sections
@@ -64,8 +64,14 @@ def report_runs(
     page = render(
         title or _title(records, arms), sections, subtitle=subtitle or _subtitle(records), footer=_machine(records)
     )
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    return _written(Path(out), page)
+
+
+def _written(out: Path, page: str) -> Path:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(error, out) from None
     write_atomically(out, page.encode())
     return out
 
@@ -114,9 +120,9 @@ def _images(records: Sequence[RunRecord]) -> tuple[Images | None, str]:
 def _title(records: Sequence[RunRecord], arms: Sequence[Arm]) -> str:
     students = sorted({model for record in records if (model := record.model("student"))})
     teachers = sorted({model for record in records if (model := record.model("teacher"))})
-    if len(students) == 1 and len(teachers) == 1:
-        return f"{teachers[0]} distilled into {students[0]}"
     distilled = [arm.name for arm in arms if arm.kind == "distilled"]
+    if distilled and len(students) == 1 and len(teachers) == 1:
+        return f"{teachers[0]} distilled into {students[0]}"
     if len(students) == 1:
         return f"{students[0]}: {', '.join(distilled[:3])}" if distilled else students[0]
     return ", ".join(record.folder.name for record in records[:3]) + (" and others" if len(records) > 3 else "")

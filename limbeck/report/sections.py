@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from markupsafe import Markup
-
 
 @dataclass(frozen=True)
 class Text:
@@ -101,13 +99,13 @@ class Figure:
 
     Attributes:
         title: heading.
-        svg: what :meth:`limbeck.report.figures.canvas.Drawing.svg` gave.
+        svg: what :meth:`limbeck.report.figures.canvas.Drawing.svg` gave; it is not escaped.
         alt: what it shows, for those who do not see it.
         caption: how to read it.
     """
 
     title: str
-    svg: Markup
+    svg: str
     alt: str
     caption: str = ""
 

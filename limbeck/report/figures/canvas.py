@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 from xml.etree import ElementTree
 
-from markupsafe import Markup
-
 from limbeck.errors import MissingExtraError
 
 WIDTH, HEIGHT = 5.0, 3.3
 """Inches of a drawing at 72 points an inch: narrow enough for its letters to be readable on a phone."""
+
+_LONGEST_NAME = 24
 
 # Colours that nobody would choose stand for the page's own, which replace them in the finished drawing.
 INK, MUTED, GRID, SURFACE = "#010101", "#020202", "#030303", "#040404"
@@ -55,6 +55,16 @@ _STYLE: Mapping[str, Any] = {
 def series(number: int) -> str:
     """Returns the stand-in of the page's series colour ``number``; 0 is the page's accent."""
     return _SERIES[number % len(_SERIES)]
+
+
+def short(name: str) -> str:
+    """Returns a name that fits beside an axis: long ones lose their end.
+
+    Example:
+        >>> short("an unreasonably long name of a class")
+        'an unreasonably long na…'
+    """
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
 
 
 class Drawing:
@@ -103,7 +113,7 @@ class Drawing:
             loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, columnspacing=1.2, handletextpad=0.4, borderaxespad=0.2
         )
 
-    def svg(self) -> Markup:
+    def svg(self) -> str:
         """Returns the drawing as an ``svg`` element without references to anything outside it."""
         buffer = io.StringIO()
         with _matplotlib().rc_context({**_STYLE, "svg.hashsalt": self.name}):
@@ -122,7 +132,7 @@ class Drawing:
         attributes = {"viewBox": root.get("viewBox", ""), "aria-hidden": "true", "focusable": "false"}
         root.attrib.clear()
         root.attrib.update(attributes)
-        return Markup(ElementTree.tostring(root, encoding="unicode"))
+        return ElementTree.tostring(root, encoding="unicode")
 
     def _place_tips(self, root: ElementTree.Element) -> None:
         for element in root.iter():

@@ -11,7 +11,7 @@ from torch import Tensor
 from limbeck.evaluate import Predictions
 from limbeck.functional.metrics import confusion_matrix
 from limbeck.report.arms import Arm
-from limbeck.report.figures.canvas import GRID, INK, Drawing, series
+from limbeck.report.figures.canvas import GRID, INK, Drawing, series, short
 from limbeck.report.figures.palette import Look
 from limbeck.report.sections import Figure
 
@@ -49,11 +49,11 @@ def class_accuracies(arms: Sequence[Arm], looks: Mapping[str, Look], class_names
                 s=36,
                 color=look.colour,
                 marker=look.mark,
-                label=name,
+                label=short(name),
                 zorder=3,
                 linewidths=0,
             )
-        axes.set_yticks(range(len(chosen)), [class_name(class_names, number) for number in chosen])
+        axes.set_yticks(range(len(chosen)), [short(class_name(class_names, number)) for number in chosen])
         axes.tick_params(axis="y", labelcolor=INK)
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
@@ -94,7 +94,7 @@ def confusion_change(before: Arm, after: Arm, class_names: Sequence[str]) -> Fig
     change = 100 * (_rates(second, after.role) - _rates(first, before.role))
     chosen = _most_changed(change)
     part = change[chosen][:, chosen]
-    names = [class_name(class_names, number) for number in chosen]
+    names = [short(class_name(class_names, number)) for number in chosen]
     drawing = Drawing("confusion", height=0.9 + 0.3 * len(chosen))
     with drawing.axes() as axes:
         _draw_cells(axes, part)

@@ -7,7 +7,7 @@ from typing import Any
 
 from limbeck.evaluate import Measure, Spread
 from limbeck.report.arms import ACCURACY, Arm
-from limbeck.report.figures.canvas import INK, MUTED, Drawing
+from limbeck.report.figures.canvas import INK, MUTED, Drawing, short
 from limbeck.report.figures.palette import Look
 from limbeck.report.sections import Figure
 
@@ -64,7 +64,7 @@ def _label(axes: Any, points: Sequence[tuple[Arm, Spread, Spread]]) -> None:
             level -= _LABEL_HEIGHT / 4
         taken.append((at.mean, level))
         axes.annotate(
-            arm.name,
+            short(arm.name),
             (at.mean, low + level * (high - low)),
             xytext=(-9 if right else 9, 0),
             textcoords="offset points",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from limbeck.evaluate import Measure
 from limbeck.report.arms import Arm
-from limbeck.report.figures.canvas import HEIGHT, INK, Drawing
+from limbeck.report.figures.canvas import HEIGHT, INK, Drawing, short
 from limbeck.report.figures.palette import Look
 from limbeck.report.sections import Figure
 
@@ -16,12 +16,20 @@ _ROW, _FRAME = 0.27, 0.75
 def ranking(
     arms: Sequence[Arm], looks: Mapping[str, Look], measure: Measure, reference: Arm | None = None
 ) -> Figure | None:
-    """Draws the mean, the deviation and every seed of a measure, a row an arm; None with fewer than two students."""
+    """Draws the mean, the deviation and every seed of a measure, a row an arm; None with fewer than two students.
+
+    Args:
+        arms: what is compared; teachers are left out.
+        looks: how each arm is drawn.
+        measure: the number to rank by.
+        reference: the arm whose level is drawn through all rows; the first without a teacher when None.
+    """
     from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
     students = [(arm, spread) for arm in arms if arm.kind != "teacher" and (spread := arm.spread(measure))]
     if len(students) < 2:
         return None
+    reference = reference or next((arm for arm, _ in students if arm.kind == "baseline"), None)
     students.sort(key=lambda pair: pair[1].mean, reverse=measure.better == "lower")
     drawing = Drawing(f"ranking by {measure.key}", height=max(HEIGHT, _FRAME + _ROW * len(students)))
     with drawing.axes() as axes:
@@ -36,7 +44,7 @@ def ranking(
         if reference is not None and level is not None:
             colour = looks[reference.name].colour
             axes.axvline(level.mean, color=colour, linestyle=(0, (1.2, 1.4)), linewidth=1.0)
-        axes.set_yticks(range(len(students)), [arm.name for arm, _ in students])
+        axes.set_yticks(range(len(students)), [short(arm.name) for arm, _ in students])
         axes.tick_params(axis="y", labelcolor=INK)
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)

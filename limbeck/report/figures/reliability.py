@@ -7,7 +7,7 @@ from typing import Any
 
 from limbeck.evaluate import Measure
 from limbeck.report.arms import Arm
-from limbeck.report.figures.canvas import MUTED, Drawing
+from limbeck.report.figures.canvas import MUTED, Drawing, short
 from limbeck.report.figures.palette import Look
 from limbeck.report.sections import Figure
 
@@ -40,7 +40,7 @@ def reliability(arms: Sequence[Arm], looks: Mapping[str, Look]) -> Figure | None
                 color=look.colour,
                 linestyle=look.line,
                 linewidth=1.4,
-                label=f"{arm.name}, error {_ECE.text(arm.spread(_ECE))}",
+                label=f"{short(arm.name)}, error {_ECE.text(arm.spread(_ECE))}",
             )
             sizes = [12 + 90 * w**0.5 for w in weight]
             drawing.tip(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from limbeck.report.arms import Arm
-from limbeck.report.figures.canvas import INK, MUTED, Drawing, series
+from limbeck.report.figures.canvas import INK, MUTED, Drawing, series, short
 from limbeck.report.figures.palette import Look
 from limbeck.report.sections import Figure
 
@@ -50,7 +50,7 @@ def accuracy_curves(arms: Sequence[Arm], looks: Mapping[str, Look]) -> Figure | 
             epochs, values = curves[arm.name]
             look = looks[arm.name]
             means = [math.fsum(v) / len(v) for v in values]
-            axes.plot(epochs, means, color=look.colour, linestyle=look.line, label=arm.name)
+            axes.plot(epochs, means, color=look.colour, linestyle=look.line, label=short(arm.name))
             if max(len(v) for v in values) > 1:
                 low, high = [min(v) for v in values], [max(v) for v in values]
                 axes.fill_between(epochs, low, high, color=look.colour, alpha=0.18, linewidth=0)
@@ -77,7 +77,9 @@ def _draw_teachers(axes: Any, arms: Sequence[Arm], looks: Mapping[str, Look]) ->
     for arm in arms:
         if arm.kind == "teacher" and arm.accuracy is not None:
             look = looks[arm.name]
-            axes.axhline(arm.accuracy.mean, color=look.colour, linestyle=look.line, linewidth=1.2, label=arm.name)
+            axes.axhline(
+                arm.accuracy.mean, color=look.colour, linestyle=look.line, linewidth=1.2, label=short(arm.name)
+            )
 
 
 def _focus(axes: Any, curves: Sequence[Sequence[float]]) -> None:
@@ -109,7 +111,9 @@ def loss_curves(arm: Arm) -> Figure | None:
             )
         for number, (name, (epochs, values)) in enumerate(curves.items()):
             means = [math.fsum(v) / len(v) for v in values]
-            axes.plot(epochs, means, color=series(number), linestyle=("-", "--", "-.", ":")[number % 4], label=name)
+            axes.plot(
+                epochs, means, color=series(number), linestyle=("-", "--", "-.", ":")[number % 4], label=short(name)
+            )
         everything = [v for curve in curves.values() for values in curve[1] for v in values]
         if min(everything) > 0 and max(everything) / min(everything) > _MANY_DECADES:
             axes.set_yscale("log")
