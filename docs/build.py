@@ -1,7 +1,8 @@
 """Writes the pages of the documentation into ``build/docs``, from which ``zensical build`` makes the site.
 
-Pages written by hand lie beside this file; ``<!-- insert: NAME -->`` in them stands for what is generated from the registries, the docstrings,
-the schema of recipes and the shipped results. ``--readme`` brings the table of methods in README.md up to date instead.
+Pages written by hand lie beside this file; ``<!-- insert: NAME -->`` in them stands for what is generated from the
+registries, the docstrings, the schema of recipes and the shipped results. ``--readme`` brings the table of methods in
+README.md up to date instead.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from pages import api, command, comparisons, methods, papers, parts, recipes
-from pages.navigation import summary
-from pages.readme import home, with_method_table
+from generators import api, command, comparisons, methods, papers, parts, recipes
+from generators.navigation import summary
+from generators.readme import home, with_method_table
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent

@@ -19,12 +19,15 @@ TAP_GROUPS = ("stem", "stages", "preacts", "pooled")
 class Anatomy:
     """Tap paths and module paths of a classifier.
 
-    Attributes: stem: output of the stem. stages: the map at the end of each stage, after its activation. Where no
-        activation ends a stage (pre-activation networks, linear bottlenecks, transformers) it is the map that leaves
-        the stage. preacts: the same before the activation. In pre-activation networks it is the map after the
-        normalisation that reads it next; where a map meets no activation at all it equals ``stages``. pooled: the
-        vector that the classifier reads. head: module path of the linear classifier. norms: module paths of the last
-        normalisation before each of ``preacts`` (OFD's margins come from it).
+    Attributes:
+        stem: output of the stem.
+        stages: the map at the end of each stage, after its activation. Where no activation ends a stage
+            (pre-activation networks, linear bottlenecks, transformers) it is the map that leaves the stage.
+        preacts: the same before the activation. In pre-activation networks it is the map after the normalisation that
+            reads it next; where a map meets no activation at all it equals ``stages``.
+        pooled: the vector that the classifier reads.
+        head: module path of the linear classifier.
+        norms: module paths of the last normalisation before each of ``preacts`` (OFD's margins come from it).
     """
 
     stem: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _HEADING = re.compile(
-    "(Args|Attributes|Deviations|Examples?|Notes?|Raises|References?|Returns|Terms|Yields):(?: (.*))?$"
+    "(Args|Attributes|Deviations|Examples?|Modules|Notes?|Raises|References?|Returns|Terms|Yields):(?: (.*))?$"
 )
 _ITEM = re.compile(r"(\*{0,2}[\w.-]+)(?: \([^)]*\))?:(?: (.*))?$")
 _ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|exc):`(~?)([^`]+)`")

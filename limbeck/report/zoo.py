@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -49,7 +50,8 @@ class ModelFact:
     module: str
 
 
-def model_facts() -> list[ModelFact]:
+@cache
+def model_facts() -> tuple[ModelFact, ...]:
     """Returns what there is to say of every model, from small to large."""
     shipped = shipped_weights()
     facts = [
@@ -66,7 +68,7 @@ def model_facts() -> list[ModelFact]:
         )
         for entry in models.entries()
     ]
-    return sorted(facts, key=lambda fact: fact.cost.parameters if fact.cost else 0)
+    return tuple(sorted(facts, key=lambda fact: fact.cost.parameters if fact.cost else 0))
 
 
 def _cost(name: str, input_shape: Sequence[int]) -> Cost | None:

@@ -46,11 +46,16 @@ def efficientnet_lite0(
 ) -> nn.Module:
     """Returns EfficientNet-Lite0, by default with ImageNet weights; the classifier has them only for 1000 classes.
 
-    Args: num_classes: number of classes. in_channels: 3, or 1 for grey images, which are then repeated. pretrained:
-        start from ImageNet weights. input_size: side to which images are resized inside the model; None keeps theirs.
-        Trained at 224. dropout: dropout rate before the classifier. drop_connect: rate at which the last block is
-        dropped, falling linearly to 0 at the first. mean: statistics by which the given images are normalised; with
-        ``std`` they are brought to those of the weights. std: likewise.
+    Args:
+        num_classes: number of classes.
+        in_channels: 3, or 1 for grey images, which are then repeated.
+        pretrained: start from ImageNet weights.
+        input_size: side to which images are resized inside the model; None keeps theirs. Trained at 224.
+        dropout: dropout rate before the classifier.
+        drop_connect: rate at which the last block is dropped, falling linearly to 0 at the first.
+        mean: statistics by which the given images are normalised; with ``std`` they are brought to those of the
+            weights.
+        std: likewise.
 
     Raises:
         MissingExtraError: the packages are not installed.

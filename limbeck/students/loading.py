@@ -38,13 +38,17 @@ def build_model(
 ) -> nn.Module:
     """Returns a model by name.
 
-    Args: spec: a name, or a mapping of ``name`` and options. Names are those of the zoo; ``timm:NAME``;
-        ``hf:NAME_OR_FOLDER``; ``torchvision:NAME``; ``python:package.module:factory``. Options of the zoo's models are
-        their constructors' keywords. Options of the libraries' models are ``pretrained`` (default true for ``hf``,
-        false otherwise), ``input_size`` (side to which the model resizes its images) and what the library takes.
-        num_classes: number of classes. input_shape: ``(C, H, W)`` of an image, or the shape of a feature vector.
-        trust: allow ``python:`` models, which run the code they name. mean: statistics by which the inputs are
-        normalised; pretrained models bring them to their own. std: likewise.
+    Args:
+        spec: a name, or a mapping of ``name`` and options. Names are those of the zoo; ``timm:NAME``;
+            ``hf:NAME_OR_FOLDER``; ``torchvision:NAME``; ``python:package.module:factory``. Options of the zoo's models
+            are their constructors' keywords. Options of the libraries' models are ``pretrained`` (default true for
+            ``hf``, false otherwise), ``input_size`` (side to which the model resizes its images) and what the library
+            takes.
+        num_classes: number of classes.
+        input_shape: ``(C, H, W)`` of an image, or the shape of a feature vector.
+        trust: allow ``python:`` models, which run the code they name.
+        mean: statistics by which the inputs are normalised; pretrained models bring them to their own.
+        std: likewise.
 
     Raises:
         UnknownNameError: nothing has that name; the message proposes near matches.

@@ -49,11 +49,13 @@ def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, Any]
 def load_weights(model: nn.Module, where: str | Path, *, model_name: str = "", data_name: str = "") -> None:
     """Loads a model's parameters and buffers, all of them, each of the right shape.
 
-    Args: model: the model, changed in place. where: a ``.safetensors`` file; a run folder, for the student it left;
-        ``zoo``, for weights that come with limbeck; or a PyTorch file of plain tensors. A PyTorch file may hold the
-        weights under ``state_dict``, ``model`` or the like, and their names may begin with ``module.`` as a
-        data-parallel wrapper leaves them. model_name: the model's name in the zoo, for ``zoo``. data_name: the data
-        set it was trained on, for ``zoo``.
+    Args:
+        model: the model, changed in place.
+        where: a ``.safetensors`` file; a run folder, for the student it left; ``zoo``, for weights that come with
+            limbeck; or a PyTorch file of plain tensors. A PyTorch file may hold the weights under ``state_dict``,
+            ``model`` or the like, and their names may begin with ``module.`` as a data-parallel wrapper leaves them.
+        model_name: the model's name in the zoo, for ``zoo``.
+        data_name: the data set it was trained on, for ``zoo``.
 
     Raises:
         UnknownNameError: no such weights come with limbeck.

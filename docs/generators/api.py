@@ -69,7 +69,7 @@ def page_modules(page: str) -> tuple[ModuleType, ...]:
 
 
 def members(module: ModuleType) -> list[Member]:
-    """Returns the public classes and functions that a module defines, in its order; registered methods have own pages."""
+    """Returns the public classes and functions of a module in its order; registered methods have pages of their own."""
     registered = {entry.part for entry in methods.entries()}
     found = [
         Member(f"{module.__name__}.{name}", part)
