@@ -1,40 +1,46 @@
-"""A model card: what a student is, where it comes from and how good it is."""
+"""A student with its weights and its model card: what it is, where it comes from and how good it is."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from limbeck import __version__
+from limbeck.engine.checkpoint import write_atomically
+from limbeck.errors import CheckpointError
 from limbeck.evaluate.measure import Measure
 from limbeck.evaluate.runner import measures
+from limbeck.students.weight_files import save_weights
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a person must know to use a student, in a file beside it and inside an ONNX file.
+    """What a person must know to use a student.
 
     Attributes:
-        student: name of the architecture.
-        teacher: name of the teacher; empty where there was none.
-        method: name of the distillation method.
+        method: name and hyperparameters of the method.
+        roles: where each role came from, as in the recipe; ``student`` and mostly ``teacher``.
         data: name of the training data.
         licence: licence and origin of the data.
+        num_classes: number of classes.
         input_shape: shape of one input, such as ``(C, H, W)``.
-        mean: mean of the inputs by channel, to subtract after scaling to [0, 1].
-        std: standard deviation of the inputs by channel, to divide by.
+        mean: mean of the inputs by channel, to subtract after scaling to [0, 1]; empty where inputs are used as they
+        are. std: standard deviation of the inputs by channel, to divide by.
         class_names: name of each class in the order of the scores.
         seed: seed of the run.
         results: what :func:`limbeck.evaluate.evaluate` gave.
     """
 
-    student: str
-    teacher: str = ""
-    method: str = ""
+    method: Mapping[str, Any] = field(default_factory=dict)
+    roles: Mapping[str, Any] = field(default_factory=dict)
     data: str = ""
     licence: str = ""
+    num_classes: int = 0
     input_shape: tuple[int, ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -42,51 +48,95 @@ class ModelCard:
     seed: int | None = None
     results: Mapping[str, Any] = field(default_factory=dict)
 
-    def figures(self) -> dict[str, float]:
-        """The headline numbers of the results by key, those that were measured."""
-        return {m.key: value for m, value in self._measured()}
+    @classmethod
+    def of_run(cls, folder: str | Path) -> ModelCard:
+        """Returns the card of the student in a run folder, with the run's results.
+
+        Raises:
+            CheckpointError: ``student.json`` or ``results.json`` is absent or damaged.
+        """
+        card, results = (_read(Path(folder) / name) for name in ("student.json", "results.json"))
+        known = {name: card[name] for name in cls.__dataclass_fields__ if name in card and name != "results"}
+        for name in ("input_shape", "mean", "std", "class_names"):
+            known[name] = tuple(known.get(name, ()))
+        return cls(**known, results=results)
+
+    def model(self, role: str) -> str:
+        """Returns the name of a role's model; empty where it has none, such as an ensemble or a cache."""
+        spec = self.roles.get(role)
+        model = spec.get("model", "") if isinstance(spec, Mapping) else spec or ""
+        return str(model.get("name", "") if isinstance(model, Mapping) else model)
 
     def _measured(self) -> list[tuple[Measure, float]]:
-        read = [(m, m.read(self.results)) for m in measures(self.results)]
-        return [(m, value) for m, value in read if value is not None]
+        read = [(measure, measure.read(self.results)) for measure in measures(self.results)]
+        return [(measure, value) for measure, value in read if value is not None]
 
     def metadata(self) -> dict[str, Any]:
-        """Entries for the metadata of an ONNX file; what is not known is left out."""
-        known = {
-            name: value for name, value in asdict(self).items() if value not in ("", (), None, {}) and name != "results"
-        }
-        return {"limbeck": __version__, **known, "figures": self.figures()}
+        """Entries for the metadata of an ONNX file, headline numbers as ``figures``; what is not known is left out."""
+        known = {name: value for name, value in asdict(self).items() if value or name == "seed"}
+        known.pop("results", None)
+        names = {"student": self.model("student"), "teacher": self.model("teacher")}
+        figures = {measure.key: value for measure, value in self._measured()}
+        return {"limbeck": __version__, **{k: v for k, v in names.items() if v}, **known, "figures": figures}
 
     def to_json(self) -> str:
-        """The card as JSON, full results included."""
-        return json.dumps({"limbeck": __version__, **asdict(self)}, indent=2, sort_keys=True, allow_nan=False) + "\n"
+        """The card as JSON, without the results, which a run folder keeps in a file of their own."""
+        known = asdict(self)
+        known.pop("results")
+        return json.dumps({"limbeck": __version__, **known}, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
     def to_markdown(self) -> str:
         """The card as a page for people.
 
         Example:
-            >>> card = ModelCard("resnet8", teacher="resnet20", method="dkd", data="digits")
+            >>> roles = {"student": {"model": "resnet8"}, "teacher": {"model": "resnet20"}}
+            >>> card = ModelCard({"name": "dkd"}, roles, data="digits")
             >>> print(card.to_markdown().splitlines()[2].partition(",")[0])
             A `resnet8` distilled from `resnet20` with `dkd` on `digits`
         """
-        origin = f" distilled from `{self.teacher}`" if self.teacher else " trained"
-        manner = f" with `{self.method}`" if self.method else ""
+        student, teacher = self.model("student") or "student", self.model("teacher")
+        origin = f" distilled from `{teacher}`" if teacher else " trained"
+        manner = f" with `{self.method['name']}`" if "name" in self.method else ""
         place = f" on `{self.data}`" if self.data else ""
-        parts = [f"# {self.student}", f"A `{self.student}`{origin}{manner}{place}, by limbeck {__version__}."]
+        parts = [f"# {student}", f"A `{student}`{origin}{manner}{place}, by limbeck {__version__}."]
         if self.input_shape:
-            parts.append(self._input_lines())
+            parts.append(self._input_line())
         if self.class_names:
             parts.append("Classes, in the order of the scores: " + ", ".join(self.class_names) + ".")
         rows = [f"| {m.title} | {m.text(value)} | {m.explanation} |" for m, value in self._measured()]
         if rows:
-            parts.append("\n".join(["| measured on the test data | | |", "|---|---:|---|", *rows]))
+            split = self.results.get("split", "test")
+            parts.append("\n".join([f"| Measured on the {split} data | | |", "|---|---:|---|", *rows]))
         if self.licence:
             parts.append(f"Training data: {self.licence}")
         return "\n\n".join(parts) + "\n"
 
-    def _input_lines(self) -> str:
+    def _input_line(self) -> str:
         shape = " x ".join(str(n) for n in self.input_shape)
         if not self.mean:
             return f"Input: `[batch, {shape}]`, float32."
         scale = f"scaled to [0, 1], minus {list(self.mean)}, divided by {list(self.std)} by channel"
         return f"Input: `[batch, {shape}]`, float32, {scale}."
+
+
+def save_student(student: nn.Module, folder: str | Path, card: ModelCard) -> None:
+    """Writes ``student.safetensors``, ``student.json`` and ``student.md`` (the card) into a folder.
+
+    Raises:
+        CheckpointError: the weights cannot be written.
+        RunFolderError: the card cannot be written.
+    """
+    folder = Path(folder)
+    save_weights(student, folder / "student.safetensors", card.metadata())
+    write_atomically(folder / "student.json", card.to_json().encode())
+    write_atomically(folder / "student.md", card.to_markdown().encode())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"'{path}' cannot be read ({error}); run the recipe to the end to write it") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"'{path}' does not hold what a run leaves behind; run the recipe again")
+    return found

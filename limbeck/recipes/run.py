@@ -18,6 +18,7 @@ from limbeck.engine.run_folder import RunFolder
 from limbeck.engine.stage import Reporter
 from limbeck.errors import RunFolderError
 from limbeck.evaluate import evaluate, evaluations, predict
+from limbeck.export import ModelCard, export_onnx, save_student
 from limbeck.recipes.build import BuiltStage, build_stage
 from limbeck.recipes.load import as_plain, load_recipe
 from limbeck.recipes.schema import Recipe, StageSpec
@@ -165,19 +166,20 @@ def _conclude(recipe: Recipe, built: BuiltStage, folder: RunFolder) -> dict[str,
         "split": built.data.split,
     }
     info = built.data.train.info
-    card = {
-        "method": last.method,
-        "roles": {name: role.model_dump(mode="json", exclude_none=True) for name, role in last.roles.items()},
-        "data": info.name,
-        "num_classes": info.num_classes,
-        "input_shape": list(info.input_shape),
-        "class_names": list(info.class_names),
-        "normalize": {"mean": list(info.mean), "std": list(info.std)} if last.data.normalize else None,
-        "licence_of_data": info.licence,
-        "seed": recipe.seed,
-    }
-    save_weights(student, folder.path / "student.safetensors", {"method": str(last.method["name"]), "data": info.name})
-    folder.write_json("student.json", card)
+    card = ModelCard(
+        method=last.method,
+        roles={name: role.model_dump(mode="json", exclude_none=True) for name, role in last.roles.items()},
+        data=info.name,
+        licence=info.licence,
+        num_classes=info.num_classes,
+        input_shape=tuple(info.input_shape),
+        mean=tuple(info.mean) if last.data.normalize else (),
+        std=tuple(info.std) if last.data.normalize else (),
+        class_names=tuple(info.class_names),
+        seed=recipe.seed,
+        results=results,
+    )
+    save_student(student, folder.path, card)
     folder.write_json("results.json", results)
     return results
 
@@ -218,13 +220,12 @@ def evaluate_run(folder: Path, names: Sequence[str] | None = None, *, trust: boo
 def export_run(folder: Path, form: str = "onnx", out: Path | None = None, *, trust: bool = False) -> str:
     """Writes the student of a finished run for deployment and says where it is and how exact."""
     from limbeck.errors import RecipeError, suggest
-    from limbeck.export import export_onnx
 
     if form != "onnx":
         raise RecipeError(f"unknown export format '{form}'. {suggest(form, ['onnx'])}")
     _, built = reopen(folder, trust=trust)
     example = next(iter(built.data.held_loader.epoch(0)))["inputs"][:2]
-    card = json.loads((folder / "student.json").read_text())
+    card = ModelCard.of_run(folder).metadata()
     written = export_onnx(built.stage.student().eval(), example, out or folder / "student.onnx", metadata=card)
     exact = (
         "" if written.max_abs_error is None else f", within {written.max_abs_error:.1e} of the PyTorch student's scores"

@@ -18,9 +18,8 @@ from limbeck.export import ExportResult, ModelCard, export_onnx
 from limbeck.export import onnx as exporter
 
 CARD = ModelCard(
-    "small",
-    teacher="big",
-    method="kd",
+    method={"name": "kd"},
+    roles={"student": {"model": "small"}, "teacher": {"model": "big"}},
     data="shapes",
     class_names=("<b>", "ä"),
     mean=(0.5,),
@@ -103,7 +102,7 @@ def test_the_file_says_what_it_is(exported: tuple[ExportResult, str]) -> None:
     session = onnxruntime.InferenceSession(str(exported[0].path), providers=["CPUExecutionProvider"])
     found = session.get_modelmeta().custom_metadata_map
     assert found["teacher"] == "big"
-    assert found["method"] == "kd"
+    assert json.loads(found["method"]) == {"name": "kd"}
     assert json.loads(found["class_names"]) == ["<b>", "ä"]
     assert json.loads(found["mean"]) == [0.5]
     assert json.loads(found["input_shape"]) == [1, 8, 8]
