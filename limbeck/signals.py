@@ -18,7 +18,8 @@ def _map(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, (Signals, TopK)):
         return value.map(fn)
     if isinstance(value, Mapping):
-        return type(value)((k, _map(v, fn)) for k, v in value.items())
+        mapped = {k: _map(v, fn) for k, v in value.items()}
+        return Batch(mapped) if isinstance(value, Batch) else mapped
     if isinstance(value, tuple):
         return tuple(_map(v, fn) for v in value)
     return value

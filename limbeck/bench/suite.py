@@ -38,7 +38,7 @@ class Suite(BaseModel):
         Raises:
             RecipeError: an arm is no recipe; the message names the arm and the key.
         """
-        arms = {label: {} for label in ALWAYS} | self.arms
+        arms: dict[str, dict[str, Any]] = {**{label: {} for label in ALWAYS}, **self.arms}
         return {(label, seed): self._recipe(label, arm, seed) for label, arm in arms.items() for seed in self.seeds}
 
     def _recipe(self, label: str, arm: dict[str, Any], seed: int) -> Recipe:

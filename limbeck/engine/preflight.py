@@ -1,4 +1,4 @@
-"""Everything that can be refused before the first step, refused with its reason: taps, needs, shapes, labels, weights."""
+"""Refuses before the first step, with the reason, what cannot work: taps, needs, shapes, labels, weights."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ def tap_groups(
     if missing:
         modules = ", ".join(name for name, _ in list(model.named_children())[:12])
         raise NeedsError(
-            f"the method needs the features '{missing[0]}' of role '{role}', but {type(model).__name__} does not say where they are; "
-            f"name the modules in the recipe, `roles: {{{role}: {{taps: {{{missing[0]}: [...]}}}}}}`. Its top modules: {modules}"
+            f"the method needs the features '{missing[0]}' of role '{role}', but {type(model).__name__} does not say "
+            f"where they are; name the modules in the recipe, `roles: {{{role}: {{taps: {{{missing[0]}: [...]}}}}}}`. "
+            f"Its top modules: {modules}"
         )
     return {group: known[group] for group in needed}
 
@@ -58,9 +59,11 @@ def dry_run(method: Method, batch: Batch, observers: Mapping[str, Callable[[Batc
     for view in method.needs.views:
         if view not in batch.get("views", {}):
             raise NeedsError(
-                f"the method needs a further view '{view}' of each sample; name its augmentation in `data: {{views: {{{view}: [...]}}}}`"
+                f"the method needs a further view '{view}' of each sample; "
+                f"name its augmentation in `data: {{views: {{{view}: [...]}}}}`"
             )
-    models = [o.model for o in observers.values() if isinstance(getattr(o, "model", None), nn.Module)]
+    known = [getattr(observer, "model", None) for observer in observers.values()]
+    models = [model for model in known if isinstance(model, nn.Module)]
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:
         for model in models:
@@ -112,7 +115,7 @@ def _check_classes(method: Method, signals: Mapping[str, Signals]) -> None:
     if len(set(counts.values())) > 1:
         said = ", ".join(f"{role} {count}" for role, count in counts.items())
         raise NeedsError(
-            f"the roles have different numbers of classes ({said}); give both models the same classes, in the same order"
+            f"the roles have different numbers of classes ({said}); give both models the same, in the same order"
         )
 
 

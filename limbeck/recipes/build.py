@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from limbeck import streams
-from limbeck.data.load import load_data
+from limbeck.data.load import Split, load_data
 from limbeck.data.loader import Loader
 from limbeck.data.source import Source
 from limbeck.engine import distributed
@@ -80,13 +80,13 @@ def build_data(
         where["limit"] = spec.limit
     if spec.validation:
         where["validation"] = spec.validation
-    split = "validation" if spec.validation else "test"
+    split: Split = "validation" if spec.validation else "test"
     train, held = load_data(where, split="train"), load_data(where, split=split)
     train_settings = stage.train
     usual = train.info.augment if spec.augment is None else spec.augment
     # The literature's second view of a sample is the usual augmentation followed by RandAugment.
     views = {**{name: (*usual, {"name": "randaugment"}) for name in view_names}, **spec.views}
-    common = {"normalize": spec.normalize, "workers": train_settings.workers}
+    common: dict[str, Any] = {"normalize": spec.normalize, "workers": train_settings.workers}
     loader = Loader(
         train, usual, batch_size=train_settings.batch_size, seed=seed, shuffle=shuffle,
         views=views, view_seed=view_seed, view_epochs=view_epochs,
@@ -175,6 +175,12 @@ def build_stage(
     )
     builder = _RoleBuilder(recipe, spec, data, task, trust, earlier)
     roles = {name: builder.build(name, role) for name, role in spec.roles.items()}
+    changes = [build_transform(t, seed=recipe.seed, num_classes=data.train.info.num_classes) for t in spec.transforms]
+    if cache is not None and any("inputs" in change.changes for change in changes):
+        raise RecipeError(
+            "a cached teacher knows the samples as the augmentation leaves them, but a transform changes them further; "
+            "use a live teacher with this transform"
+        )
     torch.manual_seed(streams.torch_seed(recipe.seed, f"train/{spec.name}"))
     stage = Stage(
         method=method,
@@ -183,9 +189,7 @@ def build_stage(
         loader=data.loader,
         settings=spec.train,
         weights=weights,
-        transforms=[
-            build_transform(t, seed=recipe.seed, num_classes=data.train.info.num_classes) for t in spec.transforms
-        ],
+        transforms=changes,
         labels=data.train.labels(),
         num_classes=data.train.info.num_classes or None,
         evaluate=lambda student: {"accuracy": accuracy_on(student, data.held_loader, task)},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from limbeck.errors import RecipeError, suggest
 from limbeck.recipes.build import build_cached_role
@@ -61,7 +61,7 @@ def cache_recipe(
     static = loader.augmentation_key(0) == STATIC
     views = epochs if epochs is not None else 1 if static else spec.train.epochs
     options = {**_CODECS[codec], **({"k": k} if codec == "topk" else {})}
-    dtype = "float32" if codec == "fp32" else "float16"
+    dtype: Literal["float32", "float16"] = "float32" if codec == "fp32" else "float16"
     write_cache(
         out,
         loader=loader,
@@ -72,5 +72,5 @@ def cache_recipe(
         extras_dtype=dtype,
         role=role,
         progress=progress,
-    )  # type: ignore[arg-type]
+    )
     return describe(out)
