@@ -53,6 +53,11 @@ def dry_run(method: Method, batch: Batch, observers: Mapping[str, Callable[[Batc
     Raises:
         NeedsError: a role cannot run on the data, or lacks a signal that the method needs; names the fix.
     """
+    if method.batch_coupled and batch.size < 2:
+        raise NeedsError(
+            f"the loss of {type(method).__name__} compares the samples of a batch, but a batch has {batch.size}; "
+            "set train.batch_size to 2 or more"
+        )
     for key in method.needs.batch:
         if key not in batch:
             raise NeedsError(f"the method needs '{key}' in the batch, but the data gives only {sorted(batch)}")
@@ -62,6 +67,7 @@ def dry_run(method: Method, batch: Batch, observers: Mapping[str, Callable[[Batc
                 f"the method needs a further view '{view}' of each sample; "
                 f"name its augmentation in `data: {{views: {{{view}: [...]}}}}`"
             )
+    _check_separate(method, observers)
     known = [getattr(observer, "model", None) for observer in observers.values()]
     models = [model for model in known if isinstance(model, nn.Module)]
     modes = [(module, module.training) for model in models for module in model.modules()]
@@ -76,6 +82,19 @@ def dry_run(method: Method, batch: Batch, observers: Mapping[str, Callable[[Batc
     _check_needs(method, signals)
     _check_classes(method, signals)
     return {role: s.detach() for role, s in signals.items()}
+
+
+def _check_separate(method: Method, observers: Mapping[str, Callable[[Batch], Signals]]) -> None:
+    """Refuses a frozen model that shares parameters with one that trains: it could not stay as it is."""
+    models = {role: m for role, o in observers.items() if isinstance(m := getattr(o, "model", None), nn.Module)}
+    owners = {id(p): role for role, m in models.items() if role in method.learners for p in m.parameters()}
+    for role, model in models.items():
+        shared = next((owners[id(p)] for p in model.parameters() if id(p) in owners), role)
+        if role not in method.learners and shared != role:
+            raise NeedsError(
+                f"the frozen role '{role}' and the trained role '{shared}' share parameters; give one of them a copy "
+                "(copy.deepcopy), or follow the student with an EMA role"
+            )
 
 
 def _explained(role: str, observer: Callable[[Batch], Signals]) -> Callable[[Batch], Signals]:
