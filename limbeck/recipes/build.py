@@ -177,8 +177,8 @@ def build_stage(
     roles = {name: builder.build(name, role) for name, role in spec.roles.items()}
     if method.batch_coupled and len(data.train) % spec.train.batch_size == 1:
         raise RecipeError(
-            f"the loss of '{spec.method['name']}' compares the samples of a batch, but the last batch of {len(data.train)} "
-            f"samples has one; change train.batch_size from {spec.train.batch_size}, or data.limit"
+            f"the loss of '{spec.method['name']}' compares the samples of a batch, but the last batch of "
+            f"{len(data.train)} samples has one; change train.batch_size from {spec.train.batch_size}, or data.limit"
         )
     changes = [build_transform(t, seed=recipe.seed, num_classes=data.train.info.num_classes) for t in spec.transforms]
     if cache is not None and any("inputs" in change.changes for change in changes):
