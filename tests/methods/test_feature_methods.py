@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from limbeck.anatomy import Anatomy, anatomy_of, head_of
 from limbeck.errors import NeedsError, RecipeError
+from limbeck.functional.activation_boundaries import negative_part_mean
 from limbeck.methods.base import Setup, build_method
 from limbeck.schedules import Progress, weight_at
 from limbeck.signals import Batch, Signals, as_term
@@ -123,6 +124,16 @@ class TestOFD:
         with pytest.raises(NeedsError, match=words):
             build_method("ofd").build(setup)
         build_method("ofd", margins="measured").build(setup)
+
+    def test_margins_follow_the_taps(self) -> None:
+        """A recipe may leave out a stage, and its normalisation goes with it."""
+        teacher = large_teacher()
+        setup = _setup({"preacts": _maps(4, 4)}, {"preacts": _maps(6, 10)}, teacher=teacher)
+        taps = {"student": {}, "teacher": {"preacts": ["stages.0.1", "stages.2.1"]}}
+        method = build_method("ofd")
+        method.build(replace(setup, taps=taps))
+        last = teacher.get_submodule("stages.2.1")
+        torch.testing.assert_close(method.margins()[1], negative_part_mean(last.bias.detach(), last.weight.detach()))
 
 
 class TestReviewKD:

@@ -112,7 +112,11 @@ def _norm_margins(setup: Setup, maps: list[Tensor]) -> list[Tensor]:
         raise NeedsError(
             f"OFD reads its margins from the live teacher's batch normalisations, and there is none; {fix}"
         )
-    paths = anatomy_of(teacher).norms
+    anatomy = anatomy_of(teacher)
+    known = dict(zip(anatomy.preacts, anatomy.norms))
+    taps = setup.taps.get("teacher", {}).get("preacts", anatomy.preacts)
+    # Taps of a recipe may leave out some of the maps that the anatomy names.
+    paths = [known[tap] for tap in taps] if known.keys() >= set(taps) > set() else list(anatomy.norms)
     if len(paths) != len(maps):
         raise NeedsError(
             f"OFD needs the normalisation before each of the teacher's {len(maps)} tapped maps, but the anatomy of "
