@@ -120,11 +120,25 @@ def attention_map(features: Tensor, *, p: float = 2.0) -> Tensor:
     check_maps(features)
     if p < 1:
         raise ValueError(f"p should be at least 1, not {p}")
-    magnitude = features.abs().flatten(2)
-    # The map does not depend on the scale of a sample, and powers of large activations would overflow.
-    largest = magnitude.detach().amax((1, 2), keepdim=True)
-    magnitude = magnitude / torch.where(largest > 0, largest, torch.ones_like(largest))
-    return unit_vectors(magnitude.pow(p).mean(1))
+    rows = features.flatten(2)
+    # On a CPU, to look at the result costs less than to scale all activations beforehand; elsewhere it would cost more.
+    strength = _mean_power(rows, p) if features.is_cpu and not torch.compiler.is_compiling() else None
+    if strength is None or not _well_in_range(strength):
+        # The map does not depend on the scale of a sample, and powers of large activations would overflow.
+        largest = rows.detach().abs().amax((1, 2), keepdim=True)
+        strength = _mean_power(rows / torch.where(largest > 0, largest, torch.ones_like(largest)), p)
+    return unit_vectors(strength)
+
+
+def _mean_power(rows: Tensor, p: float) -> Tensor:
+    """Returns the mean over channels of ``|rows|^p``."""
+    return (rows.square() if p == 2 else rows.abs().pow(p)).mean(1)
+
+
+def _well_in_range(strength: Tensor) -> bool:
+    """Whether the largest entry of every row is so far from overflow and underflow that gradients are in range too."""
+    peak, limits = strength.detach().amax(1), torch.finfo(strength.dtype)
+    return bool(((peak > limits.tiny**0.5) & (peak < limits.max**0.5)).all())
 
 
 @full_precision

@@ -118,6 +118,18 @@ def test_attention_of_huge_activations_is_finite() -> None:
     assert torch.isfinite(features.grad).all()
 
 
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])
+def test_attention_is_the_same_at_every_scale(p: float, scale: float) -> None:
+    plain = maps(3).float().requires_grad_()
+    scaled = (scale * plain.detach()).requires_grad_()
+    direction = maps(3, seed=1).float().flatten(2).mean(1)
+    for features in (plain, scaled):
+        (attention_map(features, p=p) * direction).sum().backward()
+    torch.testing.assert_close(attention_map(scaled, p=p), attention_map(plain, p=p))
+    torch.testing.assert_close(scale * scaled.grad, plain.grad, rtol=1e-4, atol=1e-6)
+
+
 def test_the_gradient_of_attention_is_exact() -> None:
     torch.autograd.gradcheck(lambda x: attention_map(x, p=3.0), maps(2, (2, 3)).requires_grad_())
 
