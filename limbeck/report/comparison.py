@@ -43,12 +43,16 @@ def gain(student: Arm, other: Arm) -> Spread | None:
     """
     if student.accuracy is None or other.accuracy is None:
         return None
-    ours, theirs = (dict(zip(arm.seeds, arm.values(ACCURACY))) for arm in (student, other))
+    ours, theirs = (_by_seed(arm) for arm in (student, other))
     shared = sorted(ours.keys() & theirs.keys())
     if shared and len(shared) == max(len(student.results), len(other.results)):
         return Spread.of(ours[seed] - theirs[seed] for seed in shared)
     std = (student.accuracy.std**2 + other.accuracy.std**2) ** 0.5
     return Spread(student.accuracy.mean - other.accuracy.mean, std, min(student.accuracy.n, other.accuracy.n))
+
+
+def _by_seed(arm: Arm) -> dict[int, float]:
+    return {s: value for s, results in zip(arm.seeds, arm.results) if (value := ACCURACY.read(results)) is not None}
 
 
 def points(difference: Spread, *, sign: bool = True) -> str:
@@ -74,34 +78,40 @@ def verdict(arms: Sequence[Arm]) -> str:
         return f"{student.name} reaches {reached}. No student trained alone is in this report to compare with."
     difference = gain(student, other)
     assert difference is not None
+    count = sum(arm.kind == "distilled" and arm.accuracy is not None for arm in arms)
+    name = f"{student.name}, on this data the best of {count} distilled students," if count > 2 else student.name
+    whom = "the student alone" if other.name == ALONE else other.name
     ours, theirs = ACCURACY.text(student.accuracy), ACCURACY.text(other.accuracy)
-    head = f"{student.name} reaches {ours}, the same student {other.name} {theirs}: "
-    teacher = best(arms, "teacher")
-    return head + points(difference) + "." + _weight(difference, student, other) + _closing(student, other, teacher)
+    head = f"{name} reaches {ours}, {whom} {theirs}: {points(difference)}. "
+    return head + _weight(difference, student, other, best(arms, "teacher"))
 
 
-def _weight(difference: Spread, student: Arm, other: Arm) -> str:
+def _weight(difference: Spread, student: Arm, other: Arm, teacher: Arm | None) -> str:
+    """What the difference shows, given how much the seeds differ."""
     assert student.accuracy is not None
     assert other.accuracy is not None
+    if _different_models(student, other):
+        return "The two are different models, so this is not the effect of distillation."
     if min(student.accuracy.n, other.accuracy.n) < 2:
-        return " With one seed there is no telling how much of this is chance."
+        return "With one seed there is no telling how much of this is chance."
     spread = max(student.accuracy.std, other.accuracy.std)
+    in_points = f"{100 * spread:.2f} points"
     if abs(difference.mean) <= spread:
-        return f" That is within the spread of the seeds ({100 * spread:.2f} points), so it shows no difference."
+        return f"That is within the spread of the seeds ({in_points}), so it shows no difference."
     direction = "more accurate" if difference.mean > 0 else "less accurate"
-    return (
-        f" Distillation made the student {direction} by more than the spread of the seeds ({100 * spread:.2f} points)."
-    )
+    effect = f"Distillation made the student {direction} by more than the spread of the seeds ({in_points})."
+    return effect + _gap_closed(student.accuracy.mean, other.accuracy.mean, teacher)
 
 
-def _closing(student: Arm, other: Arm, teacher: Arm | None) -> str:
-    if teacher is None or teacher.accuracy is None or student.accuracy is None or other.accuracy is None:
-        return ""
-    gap = teacher.accuracy.mean - other.accuracy.mean
-    closed = (student.accuracy.mean - other.accuracy.mean) / gap if gap > 0.001 else 0.0
-    if not 0 < closed < 1:
-        return ""
-    return f" It closes {closed:.0%} of the gap to the teacher."
+def _different_models(one: Arm, other: Arm) -> bool:
+    sizes = [set(arm.values(Measure("cost.parameters", "Parameters", "count"))) for arm in (one, other)]
+    return all(sizes) and sizes[0] != sizes[1]
+
+
+def _gap_closed(student: float, other: float, teacher: Arm | None) -> str:
+    gap = teacher.accuracy.mean - other if teacher is not None and teacher.accuracy is not None else 0.0
+    closed = (student - other) / gap if gap > 0 else 0.0
+    return f" It closes {closed:.0%} of the gap to the teacher." if 0 < closed < 1 else ""
 
 
 def highlights(arms: Sequence[Arm]) -> Highlights | None:

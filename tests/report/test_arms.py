@@ -104,6 +104,27 @@ def test_the_verdict_claims_no_more_than_the_seeds_allow() -> None:
     assert "With one seed there is no telling" in single
     assert "No student trained alone" in verdict([arm("KD", "distilled", 0.9)])
     assert "No distilled student" in verdict([alone])
+    many = [alone, *(arm(name, "distilled", 0.85, 0.86) for name in "ABC")]
+    assert verdict(many).startswith("A, on this data the best of 3 distilled students, reaches 85.50 ± 0.71 %")
+
+
+def test_the_verdict_compares_no_different_models() -> None:
+    alone = arm("alone", "baseline", 0.80, 0.81, cost={"parameters": 10})
+    student = arm("KD", "distilled", 0.90, 0.91, cost={"parameters": 20})
+    assert "different models, so this is not the effect of distillation" in verdict([alone, student])
+
+
+def test_a_seed_without_accuracy_does_not_shift_the_others() -> None:
+    other = arm("alone", "baseline", 0.70, 0.80, 0.90)
+    student = Arm("KD", "distilled", ({}, *arm("", "distilled", 0.81, 0.91).results), seeds=(0, 1, 2))
+    difference = gain(student, other)
+    assert difference is not None
+    assert difference.mean == pytest.approx(0.86 - 0.80)
+    paired = gain(
+        Arm("KD", "distilled", student.results[1:], seeds=(1, 2)), arm("a", "baseline", 0.80, 0.90, seeds=(1, 2))
+    )
+    assert paired is not None
+    assert paired.mean == pytest.approx(0.01)
 
 
 def test_the_best_student_is_marked_and_the_teacher_is_not() -> None:

@@ -221,7 +221,7 @@ def test_arms_keep_their_look_and_kinds_differ_in_more_than_colour() -> None:
     assert looks["alone"].number != looks["label smoothing"].number
 
 
-def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_extra_is_named(arms: list[Arm], monkeypatch: pytest.MonkeyPatch) -> None:
     original = builtins.__import__
 
     def without(name: str, *args: object, **kwargs: object) -> object:
@@ -230,5 +230,14 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
         return original(name, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(MissingExtraError, match=r"limbeck\[report\]"), Drawing("x").axes():
-        pass
+    looks = palette(arms)
+    for draw in (
+        lambda: accuracy_curves(arms, looks),
+        lambda: loss_curves(arms[-1]),
+        lambda: reliability(arms, looks),
+        lambda: cost_accuracy(arms, looks, PARAMETERS),
+        lambda: ranking(arms, looks, ACCURACY),
+        lambda: class_accuracies(arms, looks, []),
+    ):
+        with pytest.raises(MissingExtraError, match=r"limbeck\[report\]"):
+            draw()

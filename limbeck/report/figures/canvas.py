@@ -143,6 +143,18 @@ class Drawing:
                 element.insert(0, title)
 
 
+def ticker() -> Any:
+    """Returns matplotlib's module of tick locators and formatters.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    _matplotlib()
+    from matplotlib import ticker as module
+
+    return module
+
+
 def _matplotlib() -> Any:
     try:
         import matplotlib

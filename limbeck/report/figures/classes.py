@@ -11,7 +11,7 @@ from torch import Tensor
 from limbeck.evaluate import Predictions
 from limbeck.functional.metrics import confusion_matrix
 from limbeck.report.arms import Arm
-from limbeck.report.figures.canvas import GRID, INK, Drawing, series, short
+from limbeck.report.figures.canvas import GRID, INK, Drawing, series, short, ticker
 from limbeck.report.figures.palette import Look
 from limbeck.report.sections import Figure
 
@@ -26,8 +26,6 @@ def class_name(names: Sequence[str], number: int) -> str:
 
 def class_accuracies(arms: Sequence[Arm], looks: Mapping[str, Look], class_names: Sequence[str]) -> Figure | None:
     """Draws each class's accuracy for each arm; None where fewer than two arms have it."""
-    from matplotlib.ticker import PercentFormatter
-
     rates = {arm.name: rate for arm in arms if (rate := _mean_per_class(arm)) is not None}
     sizes = {len(rate) for rate in rates.values()}
     if len(rates) < 2 or len(sizes) != 1:
@@ -57,7 +55,7 @@ def class_accuracies(arms: Sequence[Arm], looks: Mapping[str, Look], class_names
         axes.tick_params(axis="y", labelcolor=INK)
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+        axes.xaxis.set_major_formatter(ticker().PercentFormatter(1.0, decimals=0, symbol=" %"))
         axes.set_ylim(-0.7, len(chosen) - 0.3)
         drawing.legend_above(axes)
     words = "; ".join(

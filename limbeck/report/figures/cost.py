@@ -7,7 +7,7 @@ from typing import Any
 
 from limbeck.evaluate import Measure, Spread
 from limbeck.report.arms import ACCURACY, Arm
-from limbeck.report.figures.canvas import INK, MUTED, Drawing, short
+from limbeck.report.figures.canvas import INK, MUTED, Drawing, short, ticker
 from limbeck.report.figures.palette import Look
 from limbeck.report.sections import Figure
 
@@ -17,8 +17,6 @@ _LABEL_HEIGHT = 0.06
 
 def cost_accuracy(arms: Sequence[Arm], looks: Mapping[str, Look], cost: Measure) -> Figure | None:
     """Draws accuracy with its deviation over seeds against a cost; None where all arms cost the same."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
-
     points = [
         (arm, at, accuracy) for arm in arms if (at := arm.spread(cost)) and (accuracy := arm.accuracy) and at.mean > 0
     ]
@@ -36,10 +34,10 @@ def cost_accuracy(arms: Sequence[Arm], looks: Mapping[str, Look], cost: Measure)
         axes.set_xscale("log")
         axes.margins(x=0.22, y=0.15)
         _label(axes, points)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: cost.text(value)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None, symbol=" %"))
+        axes.xaxis.set_major_locator(ticker().LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(ticker().FuncFormatter(lambda value, _: cost.text(value)))
+        axes.xaxis.set_minor_formatter(ticker().NullFormatter())
+        axes.yaxis.set_major_formatter(ticker().PercentFormatter(1.0, decimals=None, symbol=" %"))
         axes.tick_params(which="both", length=0, colors=MUTED)
         axes.set_xlabel(f"{_within_sentence(cost.title)} (logarithmic)")
     words = "; ".join(f"{arm.name} {ACCURACY.text(accuracy)} at {cost.text(at)}" for arm, at, accuracy in points)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from limbeck.evaluate import Measure
 from limbeck.report.arms import Arm
-from limbeck.report.figures.canvas import HEIGHT, INK, Drawing, short
+from limbeck.report.figures.canvas import HEIGHT, INK, Drawing, short, ticker
 from limbeck.report.figures.palette import Look
 from limbeck.report.sections import Figure
 
@@ -24,8 +24,6 @@ def ranking(
         measure: the number to rank by.
         reference: the arm whose level is drawn through all rows; the first without a teacher when None.
     """
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
-
     students = [(arm, spread) for arm in arms if arm.kind != "teacher" and (spread := arm.spread(measure))]
     if len(students) < 2:
         return None
@@ -49,9 +47,9 @@ def ranking(
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
         axes.set_ylim(-0.7, len(students) - 0.3)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-        percent = PercentFormatter(1.0, decimals=None, symbol=" %")
-        plain = FuncFormatter(lambda value, _: measure.text(value))
+        axes.xaxis.set_major_locator(ticker().MaxNLocator(nbins=6))
+        percent = ticker().PercentFormatter(1.0, decimals=None, symbol=" %")
+        plain = ticker().FuncFormatter(lambda value, _: measure.text(value))
         axes.xaxis.set_major_formatter(percent if measure.unit == "fraction" else plain)
     words = "; ".join(f"{arm.name} {measure.text(spread)}" for arm, spread in reversed(students))
     line = f" The dotted line marks {reference.name}." if reference is not None else ""

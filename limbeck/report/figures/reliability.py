@@ -7,7 +7,7 @@ from typing import Any
 
 from limbeck.evaluate import Measure
 from limbeck.report.arms import Arm
-from limbeck.report.figures.canvas import MUTED, Drawing, short
+from limbeck.report.figures.canvas import MUTED, Drawing, short, ticker
 from limbeck.report.figures.palette import Look
 from limbeck.report.sections import Figure
 
@@ -18,8 +18,6 @@ _SHOWN = 4
 
 def reliability(arms: Sequence[Arm], looks: Mapping[str, Look]) -> Figure | None:
     """Draws accuracy against confidence, pooled over the seeds; None where no arm has a calibration curve."""
-    from matplotlib.ticker import PercentFormatter
-
     pooled = {arm.name: _pooled(arm) for arm in arms}
     shown = [arm for arm in arms if pooled[arm.name]]
     if not shown:
@@ -51,7 +49,7 @@ def reliability(arms: Sequence[Arm], looks: Mapping[str, Look]) -> Figure | None
             )
         axes.set(xlim=(0, 1.02), ylim=(0, 1.04), xlabel="confidence", ylabel="accuracy")
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+            axis.set_major_formatter(ticker().PercentFormatter(1.0, decimals=0, symbol=" %"))
         axes.legend(loc="upper left")
     errors = ", ".join(f"{arm.name} has a calibration error of {_ECE.text(arm.spread(_ECE))}" for arm in shown)
     caption = (

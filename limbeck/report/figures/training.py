@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from limbeck.report.arms import Arm
-from limbeck.report.figures.canvas import INK, MUTED, Drawing, series, short
+from limbeck.report.figures.canvas import INK, MUTED, Drawing, series, short, ticker
 from limbeck.report.figures.palette import Look
 from limbeck.report.sections import Figure
 
@@ -38,8 +38,6 @@ def _by_epoch(
 
 def accuracy_curves(arms: Sequence[Arm], looks: Mapping[str, Look]) -> Figure | None:
     """Draws test accuracy against epoch; None where no arm was evaluated while it trained."""
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
-
     curves = {arm.name: _by_epoch(arm.history, epoch_accuracy) for arm in arms if arm.kind != "teacher"}
     shown = [arm for arm in arms if curves.get(arm.name, ([], []))[0]][-_SHOWN:]
     if not shown:
@@ -57,8 +55,8 @@ def accuracy_curves(arms: Sequence[Arm], looks: Mapping[str, Look]) -> Figure | 
         ends = [means for arm in shown for means in (_means(curves[arm.name]),)]
         _draw_teachers(axes, arms, looks)
         _focus(axes, ends)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None, symbol=" %"))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axes.yaxis.set_major_formatter(ticker().PercentFormatter(1.0, decimals=None, symbol=" %"))
+        axes.xaxis.set_major_locator(ticker().MaxNLocator(integer=True, nbins=8))
         axes.set_xlabel("epoch")
         axes.legend(loc="lower right")
     final = ", ".join(f"{arm.name} ends at {_means(curves[arm.name])[-1]:.1%}" for arm in shown)
@@ -92,8 +90,6 @@ def _focus(axes: Any, curves: Sequence[Sequence[float]]) -> None:
 
 def loss_curves(arm: Arm) -> Figure | None:
     """Draws an arm's loss terms against epoch, means over the seeds; None where no record has terms."""
-    from matplotlib.ticker import MaxNLocator
-
     names = list(dict.fromkeys(n for history in arm.history for record in history for n in record.get("terms") or {}))
     curves = {name: _by_epoch(arm.history, _term(name)) for name in names}
     if not curves:
@@ -117,7 +113,7 @@ def loss_curves(arm: Arm) -> Figure | None:
         everything = [v for curve in curves.values() for values in curve[1] for v in values]
         if min(everything) > 0 and max(everything) / min(everything) > _MANY_DECADES:
             axes.set_yscale("log")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axes.xaxis.set_major_locator(ticker().MaxNLocator(integer=True, nbins=8))
         axes.set_xlabel("epoch")
         axes.tick_params(which="both", colors=MUTED, length=0)
         axes.legend(loc="upper right")
