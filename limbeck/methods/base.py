@@ -210,7 +210,7 @@ def _arguments(forward: Callable[..., Terms]) -> tuple[str, ...]:
 
 
 def register(
-    name: str, *, title: str, paper: str, year: int, family: str, equation: str = ""
+    name: str, *, title: str, paper: str, year: int, family: str, authors: str = "", equation: str = ""
 ) -> Callable[[type[Method]], type[Method]]:
     """Returns a decorator that registers a :class:`Method` and checks its hyperparameters at construction.
 
@@ -220,9 +220,12 @@ def register(
         paper: arXiv number, or a URL where there is none; empty for arms without a paper.
         year: year of publication.
         family: ``logit``, ``feature``, ``relation``, ``self``, ``online`` ...
+        authors: authors of the publication, joined by ``and`` as BibTeX does.
         equation: the loss in LaTeX, for ``limbeck explain`` and the documentation.
     """
-    enter = methods.register(name, title=title, paper=paper, year=year, family=family, equation=equation)
+    enter = methods.register(
+        name, title=title, paper=paper, year=year, family=family, authors=authors, equation=equation
+    )
 
     def decorate(cls: type[Method]) -> type[Method]:
         cls.__init__ = validated(f"method '{name}'", cls.__init__)  # type: ignore[method-assign]

@@ -17,6 +17,7 @@ from limbeck.signals import Batch, Signals, Terms
     "at",
     title="Paying More Attention to Attention: Improving the Performance of Convolutional Neural Networks via "
     "Attention Transfer",
+    authors="Sergey Zagoruyko and Nikos Komodakis",
     paper="1612.03928",
     year=2017,
     family="feature",

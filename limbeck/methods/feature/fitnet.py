@@ -16,6 +16,8 @@ from limbeck.signals import Batch, Signals, Terms
 @register(
     "fitnet",
     title="FitNets: Hints for Thin Deep Nets",
+    authors="Adriana Romero and Nicolas Ballas and Samira Ebrahimi Kahou and "
+    "Antoine Chassang and Carlo Gatta and Yoshua Bengio",
     paper="1412.6550",
     year=2015,
     family="feature",

@@ -20,6 +20,7 @@ from limbeck.signals import Batch, Signals, Terms
 @register(
     "fsp",
     title="A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer Learning",
+    authors="Junho Yim and Donggyu Joo and Jihoon Bae and Junmo Kim",
     paper="https://openaccess.thecvf.com/content_cvpr_2017/html/Yim_A_Gift_From_CVPR_2017_paper.html",
     year=2017,
     family="feature",

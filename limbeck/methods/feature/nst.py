@@ -14,6 +14,7 @@ from limbeck.signals import Batch, Signals, Terms
 @register(
     "nst",
     title="Like What You Like: Knowledge Distill via Neuron Selectivity Transfer",
+    authors="Zehao Huang and Naiyan Wang",
     paper="1707.01219",
     year=2017,
     family="feature",

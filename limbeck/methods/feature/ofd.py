@@ -21,6 +21,7 @@ from limbeck.signals import Batch, Signals, Terms
 @register(
     "ofd",
     title="A Comprehensive Overhaul of Feature Distillation",
+    authors="Byeongho Heo and Jeesoo Kim and Sangdoo Yun and Hyojin Park and Nojun Kwak and Jin Young Choi",
     paper="1904.01866",
     year=2019,
     family="feature",

@@ -56,6 +56,7 @@ class AttentionFusion(nn.Module):
 @register(
     "reviewkd",
     title="Distilling Knowledge via Knowledge Review",
+    authors="Pengguang Chen and Shu Liu and Hengshuang Zhao and Jiaya Jia",
     paper="2104.09044",
     year=2021,
     family="feature",

@@ -106,6 +106,7 @@ class ReusedClassifierStudent(nn.Module):
 @register(
     "simkd",
     title="Knowledge Distillation with the Reused Teacher Classifier",
+    authors="Defang Chen and Jian-Ping Mei and Hailin Zhang and Can Wang and Yan Feng and Chun Chen",
     paper="2203.14001",
     year=2022,
     family="feature",

@@ -41,6 +41,7 @@ class _Likelihood(nn.Module):
 @register(
     "vid",
     title="Variational Information Distillation for Knowledge Transfer",
+    authors="Sungsoo Ahn and Shell Xu Hu and Andreas Damianou and Neil D. Lawrence and Zhenwen Dai",
     paper="1904.05835",
     year=2019,
     family="feature",

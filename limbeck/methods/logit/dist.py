@@ -13,6 +13,7 @@ from limbeck.signals import Terms
 @register(
     "dist",
     title="Knowledge Distillation from A Stronger Teacher",
+    authors="Tao Huang and Shan You and Fei Wang and Chen Qian and Chang Xu",
     paper="2205.10536",
     year=2022,
     family="logit",

@@ -14,6 +14,7 @@ from limbeck.signals import Terms
 @register(
     "dkd",
     title="Decoupled Knowledge Distillation",
+    authors="Borui Zhao and Quan Cui and Renjie Song and Yiyu Qiu and Jiajun Liang",
     paper="2203.08679",
     year=2022,
     family="logit",

@@ -13,6 +13,7 @@ from limbeck.signals import Terms
 @register(
     "kd",
     title="Distilling the Knowledge in a Neural Network",
+    authors="Geoffrey Hinton and Oriol Vinyals and Jeff Dean",
     paper="1503.02531",
     year=2015,
     family="logit",

@@ -11,6 +11,7 @@ from limbeck.signals import Batch, Signals, Terms
 @register(
     "label_smoothing",
     title="Rethinking the Inception Architecture for Computer Vision",
+    authors="Christian Szegedy and Vincent Vanhoucke and Sergey Ioffe and Jonathon Shlens and Zbigniew Wojna",
     paper="1512.00567",
     year=2016,
     family="arm",

@@ -21,6 +21,7 @@ STRONG = "strong"
 @register(
     "mlkd",
     title="Multi-Level Logit Distillation",
+    authors="Ying Jin and Jiaqi Wang and Dahua Lin",
     paper="https://openaccess.thecvf.com/content/CVPR2023/html/Jin_Multi-Level_Logit_Distillation_CVPR_2023_paper.html",
     year=2023,
     family="logit",

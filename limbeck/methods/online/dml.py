@@ -17,6 +17,7 @@ from limbeck.signals import Batch, Signals, Terms
 @register(
     "dml",
     title="Deep Mutual Learning",
+    authors="Ying Zhang and Tao Xiang and Timothy M. Hospedales and Huchuan Lu",
     paper="1706.00384",
     year=2018,
     family="online",

@@ -16,6 +16,8 @@ from limbeck.signals import Batch, Signals, Terms
 @register(
     "cc",
     title="Correlation Congruence for Knowledge Distillation",
+    authors="Baoyun Peng and Xiao Jin and Jiaheng Liu and Shunfeng Zhou and "
+    "Yichao Wu and Yu Liu and Dongsheng Li and Zhaoning Zhang",
     paper="1904.01802",
     year=2019,
     family="relation",

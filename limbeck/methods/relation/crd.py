@@ -22,6 +22,7 @@ from limbeck.signals import Batch, Signals, Terms
 @register(
     "crd",
     title="Contrastive Representation Distillation",
+    authors="Yonglong Tian and Dilip Krishnan and Phillip Isola",
     paper="1910.10699",
     year=2020,
     family="relation",

@@ -11,6 +11,7 @@ from limbeck.signals import Batch, Signals, Terms
 @register(
     "pkt",
     title="Learning Deep Representations with Probabilistic Knowledge Transfer",
+    authors="Nikolaos Passalis and Anastasios Tefas",
     paper="1803.10837",
     year=2018,
     family="relation",

@@ -11,6 +11,7 @@ from limbeck.signals import Batch, Signals, Terms
 @register(
     "rkd",
     title="Relational Knowledge Distillation",
+    authors="Wonpyo Park and Dongju Kim and Yan Lu and Minsu Cho",
     paper="1904.05068",
     year=2019,
     family="relation",

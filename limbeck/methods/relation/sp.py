@@ -10,6 +10,7 @@ from limbeck.signals import Batch, Signals, Terms
 @register(
     "sp",
     title="Similarity-Preserving Knowledge Distillation",
+    authors="Frederick Tung and Greg Mori",
     paper="1907.09682",
     year=2019,
     family="relation",

@@ -19,6 +19,7 @@ from limbeck.signals import Batch, Signals, Terms
 @register(
     "born_again",
     title="Born-Again Neural Networks",
+    authors="Tommaso Furlanello and Zachary C. Lipton and Michael Tschannen and Laurent Itti and Anima Anandkumar",
     paper="1805.04770",
     year=2018,
     family="self",
