@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from limbeck.engine import distributed
 from limbeck.engine.roles import Role
 from limbeck.engine.run_folder import RunFolder
 from limbeck.engine.settings import TrainSettings
@@ -32,6 +33,7 @@ class Distilled:
     results: dict[str, Any]
 
 
+@distributed.session()
 def distill(
     teacher: nn.Module | None,
     student: nn.Module,
@@ -55,7 +57,7 @@ def distill(
     Args:
         teacher: the large model, frozen throughout: parameters and buffers are byte-identical afterwards. None for
             methods without one.
-        student: the small model, trained in place.
+        student: the small model, trained in place; under ``sharding="fsdp"`` use the one that is returned.
         train_set: a name (``"fashion-mnist"``), a pair of tensors ``(inputs, labels)``, or any torch ``Dataset`` of
             such pairs.
         method: a name, a mapping with a name and hyperparameters, or a :class:`~limbeck.methods.base.Method` of your
@@ -95,7 +97,14 @@ def distill(
     how = tasks[task].part()
     source = as_source(train_set, split="train")
     loader = Loader(
-        source, augment, batch_size=settings.batch_size, seed=seed, views=views or {}, workers=settings.workers
+        source,
+        augment,
+        batch_size=settings.batch_size,
+        seed=seed,
+        views=views or {},
+        workers=settings.workers,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
     )
     held = None
     if evaluate_on is not None:
@@ -111,7 +120,7 @@ def distill(
     if teacher is not None:
         all_roles["teacher"] = Role(model=teacher, taps=tapped.get("teacher"))
     folder = (
-        RunFolder(out, {"method": str(spec), "seed": seed, "train": settings.model_dump(mode="json")})
+        RunFolder.open(out, {"method": str(spec), "seed": seed, "train": settings.model_dump(mode="json")})
         if out is not None
         else None
     )

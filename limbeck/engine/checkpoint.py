@@ -1,7 +1,8 @@
 """Checkpoints that survive a kill at any moment and hold everything a bit-exact continuation needs.
 
-A checkpoint is a folder that appears by one rename: ``state.pt`` (tensors and plain data, read with ``weights_only``) and
-``manifest.json`` with its SHA-256. Reading executes nothing.
+A checkpoint is a folder that appears by one rename: ``state.pt`` (tensors and plain data, read with ``weights_only``),
+what is sharded over processes in ``shards/*.safetensors``, and ``manifest.json`` with the SHA-256 of each. Reading
+executes nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ _FORMAT = 1
 def disk_error(error: OSError, path: Path) -> RunFolderError:
     """Returns the error to raise when writing ``path`` failed, naming the cause."""
     if is_full(error):
-        return RunFolderError(f"the disk is full: '{path}' could not be written. Free some space and run the same command to continue")
+        return RunFolderError(
+            f"the disk is full: '{path}' could not be written. Free some space and run the same command to continue"
+        )
     return RunFolderError(f"'{path}' could not be written: {error.strerror or error}")
 
 
@@ -69,23 +72,41 @@ def restore_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def save(folder: Path, name: str, state: dict[str, Any]) -> None:
-    """Writes ``state`` as checkpoint ``name``, unless it is there already, and removes the older ones.
+def draft(folder: Path, name: str) -> Path | None:
+    """Returns a new hidden folder in which checkpoint ``name`` is to be made, or None when it is there already.
 
     Raises:
-        RunFolderError: the disk is full or the folder cannot be written; the previous checkpoint is untouched.
+        RunFolderError: the folder cannot be written.
     """
     if (folder / name).exists():
-        return
+        return None
     temporary = folder / f".{name}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
+    except OSError as error:
+        raise disk_error(error, folder / name) from None
+    return temporary
+
+
+def commit(temporary: Path, name: str, state: dict[str, Any]) -> None:
+    """Adds ``state`` to a draft, makes it checkpoint ``name`` by one rename, and removes the older ones.
+
+    Raises:
+        RunFolderError: the disk is full or the folder cannot be written; the previous checkpoint is untouched.
+    """
+    folder = temporary.parent
+    try:
         torch.save(state, temporary / "state.pt")
-        digest = hashlib.sha256((temporary / "state.pt").read_bytes()).hexdigest()
-        (temporary / "manifest.json").write_text(json.dumps({"format": _FORMAT, "sha256": digest}))
-        for file in temporary.iterdir():
+        others = [p for p in sorted(temporary.rglob("*")) if p.is_file() and p.name != "state.pt"]
+        manifest = {
+            "format": _FORMAT,
+            "sha256": _digest(temporary / "state.pt"),
+            "files": {str(p.relative_to(temporary)): _digest(p) for p in others},
+        }
+        (temporary / "manifest.json").write_text(json.dumps(manifest))
+        for file in [p for p in temporary.rglob("*") if p.is_file()]:
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
         os.replace(temporary, folder / name)
@@ -99,14 +120,10 @@ def save(folder: Path, name: str, state: dict[str, Any]) -> None:
             shutil.rmtree(folder / old, ignore_errors=True)
 
 
-def load_last(folder: Path) -> dict[str, Any] | None:
-    """Returns the newest checkpoint in ``folder``, or None when there is none.
-
-    Raises:
-        CheckpointError: the checkpoint is corrupt, truncated or not one of ours; the message names the file and the way out.
-    """
+def last(folder: Path) -> Path | None:
+    """Returns the newest checkpoint in ``folder``, or None when there is none."""
     names = _names(folder)
-    return read(folder / names[-1]) if names else None
+    return folder / names[-1] if names else None
 
 
 def read(checkpoint: Path) -> dict[str, Any]:
@@ -118,19 +135,31 @@ def read(checkpoint: Path) -> dict[str, Any]:
     way_out = f"Remove '{checkpoint}' to start this stage again"
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text())
-        data = (checkpoint / "state.pt").read_bytes()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"the checkpoint '{checkpoint}' cannot be read ({error}). {way_out}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
         raise CheckpointError(f"the checkpoint '{checkpoint}' is of another version of limbeck. {way_out}")
-    if hashlib.sha256(data).hexdigest() != manifest.get("sha256"):
-        raise CheckpointError(f"the checkpoint '{checkpoint}' is corrupt: its checksum does not match. {way_out}")
+    _check_files(checkpoint, {"state.pt": manifest.get("sha256"), **(manifest.get("files") or {})}, way_out)
     try:
         state = torch.load(checkpoint / "state.pt", weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"the checkpoint '{checkpoint}' was refused: {reason}. {way_out}") from None
     return state  # type: ignore[no-any-return]
+
+
+def _check_files(checkpoint: Path, digests: dict[str, Any], way_out: str) -> None:
+    for name, digest in digests.items():
+        file = checkpoint / name
+        if not file.is_file():
+            raise CheckpointError(f"the checkpoint '{checkpoint}' cannot be read ('{name}' is missing). {way_out}")
+        if _digest(file) != digest:
+            raise CheckpointError(f"the checkpoint '{checkpoint}' is corrupt: its checksum does not match. {way_out}")
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _names(folder: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,36 +32,60 @@ def term_means(terms: Terms) -> dict[str, Tensor]:
     return {name: as_term(value).mean() for name, value in terms.items()}
 
 
-def part_means(terms: Terms, part: Batch, whole: Batch, total: Callable[[float | Tensor], Tensor]) -> dict[str, Tensor]:
-    """Returns what a micro-batch adds to the mean of each term over the whole batch.
+@dataclass(frozen=True)
+class WholeBatch:
+    """What sums over a part of a batch are divided by.
 
-    Sums are divided by the count of the whole batch over all ranks (``total`` adds a count over them), so gradients do not depend on the
-    split. A scalar term counts as the mean over its part's samples.
+    Attributes:
+        samples: number of samples over all micro-batches and processes.
+        positions: number of positions that the batch's ``mask`` keeps, likewise; 0 without a mask.
+    """
+
+    samples: float
+    positions: float
+
+
+def whole_batch(batch: Batch, totals: Callable[[list[float]], list[float]]) -> WholeBatch:
+    """Returns the size of the batch of which ``batch`` is a process's part; ``totals`` adds counts over processes."""
+    mask = batch.get("mask")
+    return WholeBatch(*totals([batch.size, float(mask.bool().sum()) if mask is not None else 0.0]))
+
+
+def part_means(terms: Terms, part: Batch, whole: WholeBatch) -> dict[str, Tensor]:
+    """Returns what a part of a batch adds to the mean of each term over the whole batch.
+
+    Sums are divided by counts of the whole batch, so gradients do not depend on the split. A scalar term counts as
+    the mean over its part's samples.
 
     Raises:
-        RecipeError: a term masks positions by something else than the batch's own ``mask``, so its count is not known beforehand.
+        RecipeError: a term masks positions by something else than the batch's own ``mask``, so its count is not known
+            beforehand.
     """
-    samples = total(whole.size)
     means: dict[str, Tensor] = {}
     for name, value in terms.items():
         term = as_term(value)
         if term.is_scalar:
-            means[name] = term.values * (part.size / samples)
+            means[name] = term.values * (part.size / whole.samples)
         elif term.mask is None:
-            means[name] = term.total() / (samples * (term.values.numel() / part.size))
+            means[name] = term.total() / (whole.samples * (term.values.numel() / part.size))
         else:
-            means[name] = term.total() / total(_masked_count(name, term, whole)).clamp(min=1)
+            _check_mask(name, term, part)
+            means[name] = term.total() / max(whole.positions, 1.0)
     return means
 
 
-def _masked_count(name: str, term: Term, whole: Batch) -> Tensor:
-    mask = whole.get("mask")
+def _check_mask(name: str, term: Term, part: Batch) -> None:
+    mask = part.get("mask")
     if mask is None or term.mask is None or mask.shape[1:] != term.mask.shape[1:]:
-        raise RecipeError(f"the term '{name}' has a mask of its own, so its batch cannot be split; set train.micro_batches to 1")
-    return mask.bool().sum()
+        raise RecipeError(
+            f"the term '{name}' has a mask of its own, so its batch cannot be split; set train.micro_batches to 1 and "
+            "start one process"
+        )
 
 
-def combine(means: Mapping[str, Tensor], weights: Mapping[str, Weight], progress: Progress, only: frozenset[str] | None = None) -> Tensor:
+def combine(
+    means: Mapping[str, Tensor], weights: Mapping[str, Weight], progress: Progress, only: frozenset[str] | None = None
+) -> Tensor:
     """Returns the weighted sum of term means, of the terms in ``only`` where given."""
     parts = [weight_at(weights[n], progress) * m for n, m in means.items() if only is None or n in only]
     if not parts:

@@ -1,33 +1,76 @@
-"""Several processes under torchrun: PyTorch's own engine does the work, this file names what a stage asks of it."""
+"""Several processes under torchrun: who they are, what they tell each other, and how they fail together."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from limbeck.errors import RecipeError
+from limbeck.errors import LimbeckError, RecipeError
 from limbeck.signals import Batch, Signals
 
-G = TypeVar("G", Batch, dict[str, Signals])
 T = TypeVar("T")
 
 
-def start() -> None:
-    """Joins the process group when torchrun started this process; does nothing otherwise."""
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized() and int(os.environ["WORLD_SIZE"]) > 1:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+class PeerLostError(LimbeckError, RuntimeError):
+    """Another process of the run ended, so this one cannot go on."""
 
 
-def stop() -> None:
-    """Leaves the process group."""
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+def start() -> bool:
+    """Joins the process group when torchrun started this process; does nothing otherwise.
+
+    Tensors on the CPU travel by gloo, those on GPUs by nccl.
+
+    Returns:
+        Whether this call joined it, and not an earlier one.
+
+    Raises:
+        RecipeError: the other processes cannot be reached.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ or dist.is_initialized():
+        return False
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    except (RuntimeError, ValueError) as error:
+        raise RecipeError(
+            f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} cannot reach the others "
+            f"({first_line(error)}); start them all with torchrun"
+        ) from None
+    return True
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """Joins the process group for a while, and leaves it unless somebody else had joined it before.
+
+    Raises:
+        PeerLostError: instead of the error of an exchange with a process that has ended.
+    """
+    started = start()
+    try:
+        yield
+    except BaseException as error:
+        if started and getattr(error, "everywhere", False):
+            _stop()
+        # Otherwise others may hang in an exchange: the process that ends tells them, a good-bye would wait for them.
+        lost = _lost_peer(error)
+        if lost is None:
+            raise
+        raise lost from None
+    if started:
+        _stop()
+
+
+def _stop() -> None:
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def rank() -> int:
@@ -46,77 +89,17 @@ def barrier() -> None:
         dist.barrier()
 
 
-def total(count: float | Tensor) -> Tensor:
-    """Returns the sum of a count over all processes."""
-    value = torch.as_tensor(count, dtype=torch.float64).clone()
+def totals(counts: Iterable[float]) -> list[float]:
+    """Returns the sum of each count over all processes, in one exchange."""
+    values = torch.tensor([float(count) for count in counts], dtype=torch.float64)
     if world_size() > 1:
-        dist.all_reduce(value)
-    return value.float()
+        dist.all_reduce(values)
+    return [float(value) for value in values]
 
 
 def any_rank(flag: bool) -> bool:
     """Whether the flag is set in any process, so that all act together."""
-    return flag if world_size() == 1 else bool(total(float(flag)) > 0)
-
-
-def gather(value: G) -> G:
-    """Returns the batch or signals of all processes, in rank order; gradients flow back to each process's own part."""
-    if isinstance(value, Batch):
-        return value.map(_gather_rows)
-    return {role: signals.map(_gather_rows) for role, signals in value.items()}
-
-
-def _gather_rows(tensor: Tensor) -> Tensor:
-    from torch.distributed.nn.functional import all_gather
-
-    sizes = [torch.zeros(1, dtype=torch.long) for _ in range(world_size())]
-    dist.all_gather(sizes, torch.tensor([tensor.shape[0]]))
-    longest = int(max(sizes))
-    padded = torch.cat([tensor, tensor.new_zeros(longest - tensor.shape[0], *tensor.shape[1:])]) if longest > len(tensor) else tensor
-    if padded.requires_grad:
-        parts = list(all_gather(padded.contiguous()))
-    else:
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded.contiguous())
-    return torch.cat([part[: int(size)] for part, size in zip(parts, sizes)])
-
-
-def wrap(step: nn.Module, sharding: str) -> nn.Module:
-    """Returns ``step`` wrapped so that every process computes the same gradient; unchanged when alone.
-
-    Raises:
-        RecipeError: the sharding is not known.
-    """
-    if world_size() == 1:
-        return step
-    if sharding == "ddp":
-        # Methods may leave parameters unused (SimKD never touches the student's own classifier), which plain DDP refuses.
-        return nn.parallel.DistributedDataParallel(step, find_unused_parameters=True)
-    if sharding == "fsdp":
-        from torch.distributed.fsdp import fully_shard
-
-        for child in step.children():
-            for block in child.children() if isinstance(child, nn.ModuleDict) else [child]:
-                if any(True for _ in block.parameters()):
-                    fully_shard(block)
-        fully_shard(step)
-        return step
-    raise RecipeError(f"unknown sharding '{sharding}'; use ddp or fsdp")
-
-
-def synchronised(step: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """Returns a context in which gradients are exchanged only when ``last`` is set: once a batch, not once a micro-batch."""
-    if last or not isinstance(step, nn.parallel.DistributedDataParallel):
-        return nullcontext()
-    return step.no_sync()
-
-
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Averages gradients over processes, for steps with several players that DDP cannot follow."""
-    for parameter in parameters:
-        if parameter.grad is not None:
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= world_size()
+    return flag if world_size() == 1 else totals([flag])[0] > 0
 
 
 def broadcast_object(value: T) -> T:
@@ -128,44 +111,157 @@ def broadcast_object(value: T) -> T:
     return box[0]
 
 
-def full_state(module: nn.Module) -> dict[str, Any]:
-    """Returns a module's whole state on the CPU, gathered where it is sharded."""
+def gather_objects(value: T) -> list[T]:
+    """Returns every process's value in every process, in rank order."""
     if world_size() == 1:
-        return module.state_dict()
-    api, options = _state_api()
-    return api.get_model_state_dict(module, options=options)  # type: ignore[no-any-return]
+        return [value]
+    box: list[Any] = [None] * world_size()
+    dist.all_gather_object(box, value)
+    return box
 
 
-def load_full_state(module: nn.Module, state: Mapping[str, Any]) -> None:
-    """Loads a whole state into a module, sharded or not."""
+def on_first(action: Callable[[], T]) -> T:
+    """Runs ``action`` in the first process alone; every process gets what it returns, or raises what it raises.
+
+    Writing belongs here: a full disk or a folder in use ends all processes with the same message, and none waits for
+    one that is gone.
+    """
     if world_size() == 1:
-        module.load_state_dict(state)
-        return
-    api, options = _state_api()
-    api.set_model_state_dict(module, dict(state), options=options)
+        return action()
+    outcome = broadcast_object(_attempt(action) if rank() == 0 else None)
+    assert outcome is not None
+    return _result(outcome)
 
 
-def full_optimizer_states(step: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Any]:
-    """Returns each optimizer's whole state by player."""
+def together(action: Callable[[], T]) -> T:
+    """Runs ``action``, which exchanges nothing, in every process; where one raises, all raise the first one's error."""
     if world_size() == 1:
-        return {who: optimizer.state_dict() for who, optimizer in optimizers.items()}
-    api, options = _state_api()
-    return {who: api.get_optimizer_state_dict(step, optimizer, options=options) for who, optimizer in optimizers.items()}
+        return action()
+    mine = _attempt(action)
+    errors = gather_objects(mine[1])
+    failed = next((error for error in errors if error is not None), None)
+    return _result((mine[0], failed))
 
 
-def load_full_optimizer_states(step: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer], states: Mapping[str, Any]) -> None:
-    """Loads what :func:`full_optimizer_states` returned."""
-    if world_size() == 1:
-        for who, optimizer in optimizers.items():
-            optimizer.load_state_dict(states[who])
-        return
-    api, options = _state_api()
-    for who, optimizer in optimizers.items():
-        api.set_optimizer_state_dict(step, optimizer, states[who], options=options)
+_Outcome = tuple[Any, tuple[type[Exception], str] | None]
 
 
-def _state_api() -> Any:
-    # Imported here because it costs a second that a single process need not spend.
-    from torch.distributed.checkpoint import state_dict
+def _attempt(action: Callable[[], Any]) -> _Outcome:
+    try:
+        return action(), None
+    except LimbeckError as error:
+        return None, (type(error), str(error))
 
-    return state_dict, state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+def _result(outcome: _Outcome) -> Any:
+    value, failed = outcome
+    if failed is None:
+        return value
+    kind, message = failed
+    # The constructor of an error may want more than its message.
+    error = kind.__new__(kind, message)
+    error.args = (message,)
+    error.everywhere = True  # type: ignore[attr-defined]
+    raise error
+
+
+def gather(value: Tensor) -> Tensor:
+    """Returns the rows ``[B, ...]`` of all processes in rank order; parts may differ in length.
+
+    Every process must compute the same loss from what it gets. Then the gradient of the rows is known everywhere, and
+    flows back to each process's own part without another exchange: times the number of processes, over which data
+    parallelism averages.
+    """
+    return value if world_size() == 1 else _GatheredRows.apply(value)
+
+
+class _GatheredRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        size = torch.tensor([len(tensor)], device=tensor.device)
+        sizes = [torch.empty_like(size) for _ in range(world_size())]
+        dist.all_gather(sizes, size)
+        counts = [int(s) for s in sizes]
+        before = sum(counts[: rank()])
+        ctx.own = slice(before, before + len(tensor))
+        padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0][ctx.own] * world_size()
+
+
+def gather_batch(batch: Batch, needed: Iterable[str] = ()) -> Batch:
+    """Returns the batch of all processes, without what only models read: inputs and views, unless ``needed``."""
+    kept = set(needed)
+    entries = ((k, v) for k, v in batch.items() if k in kept or not (k == "views" or k.endswith("inputs")))
+    return Batch(entries).map(gather)
+
+
+def gather_signals(signals: dict[str, Signals]) -> dict[str, Signals]:
+    """Returns the signals of all processes by role; gradients flow back to each process's own part."""
+    return {role: s.map(gather) for role, s in signals.items()}
+
+
+def share(tensors: Iterable[Tensor]) -> None:
+    """Overwrites tensors with those of the first process, in one exchange a type."""
+    for same in _by_type(tensors):
+        flat = torch.cat([t.detach().reshape(-1) for t in same])
+        dist.broadcast(flat, src=0)
+        _put(flat, same)
+
+
+def share_module(module: nn.Module) -> None:
+    """Gives every process the parameters and buffers of the first; does nothing when alone."""
+    if world_size() > 1:
+        share([*module.parameters(), *module.buffers()])
+
+
+def share_buffers(modules: Iterable[nn.Module]) -> None:
+    """Gives every process the buffers (running statistics) of the first; does nothing when alone."""
+    if world_size() > 1:
+        share([buffer for module in modules for buffer in module.buffers()])
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Averages gradients over processes, for steps with several players that DDP cannot follow."""
+    for same in _by_type(p.grad for p in parameters if p.grad is not None):
+        flat = torch.cat([g.reshape(-1) for g in same])
+        dist.all_reduce(flat)
+        _put(flat / world_size(), same)
+
+
+def _by_type(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    groups: dict[Any, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    return list(groups.values())
+
+
+@torch.no_grad()
+def _put(flat: Tensor, into: list[Tensor]) -> None:
+    for tensor, part in zip(into, flat.split([t.numel() for t in into])):
+        tensor.copy_(part.view_as(tensor))
+
+
+def _lost_peer(error: BaseException) -> PeerLostError | None:
+    signs = (
+        "Connection closed by peer",
+        "Connection reset by peer",
+        "Broken pipe",
+        "Socket closed",
+        "NCCL",
+        "heartbeat",
+    )
+    if world_size() == 1 or not isinstance(error, RuntimeError) or not any(sign in str(error) for sign in signs):
+        return None
+    return PeerLostError("another process of this run has ended; its message says why")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

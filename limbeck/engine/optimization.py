@@ -1,4 +1,4 @@
-"""Optimizers by name, and learning rates as a function of the progress alone, so that resuming needs no scheduler state."""
+"""Optimizers by name, and learning rates as a function of the progress alone: resuming needs no scheduler state."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ import torch
 from torch import nn
 
 from limbeck.engine.settings import TrainSettings
+from limbeck.engine.sharding import is_sharded
 from limbeck.errors import RecipeError, UnknownNameError, suggest
 from limbeck.schedules import Progress
 
 
 def _optimizer_classes() -> dict[str, type[torch.optim.Optimizer]]:
-    classes = {n.lower(): c for n, c in vars(torch.optim).items() if inspect.isclass(c) and issubclass(c, torch.optim.Optimizer)}
+    classes = {
+        n.lower(): c
+        for n, c in vars(torch.optim).items()
+        if inspect.isclass(c) and issubclass(c, torch.optim.Optimizer)
+    }
     # LBFGS wants a closure and SparseAdam sparse gradients: neither fits a stage.
     return {n: c for n, c in classes.items() if n not in ("optimizer", "lbfgs", "sparseadam")}
 
@@ -36,12 +41,16 @@ def build_optimizer(parameters: list[nn.Parameter], settings: TrainSettings) -> 
     options: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     if name in ("sgd", "rmsprop"):
         options["momentum"] = settings.momentum
-    # One fused kernel a step instead of a Python loop over parameters; the default of torch on CPU is the loop.
-    if name in ("sgd", "adam", "adamw") and all(p.is_floating_point() for p in parameters):
+    # One fused kernel a step instead of a Python loop over parameters; the default of torch on CPU is the loop. Sharded
+    # parameters have no such kernel for every optimizer.
+    plain = all(p.is_floating_point() and not is_sharded(p) for p in parameters)
+    if name in ("sgd", "adam", "adamw") and plain:
         options["fused"] = True
     for key in spec:
         if key not in accepted or key == "params":
-            raise RecipeError(f"optimizer '{name}' has no option '{key}'. {suggest(key, [a for a in accepted if a != 'params'])}")
+            raise RecipeError(
+                f"optimizer '{name}' has no option '{key}'. {suggest(key, [a for a in accepted if a != 'params'])}"
+            )
     try:
         return classes[name](parameters, **{k: v for k, v in (options | spec).items() if k in accepted})
     except (TypeError, ValueError) as error:

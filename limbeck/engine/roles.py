@@ -55,16 +55,22 @@ def make_observers(
     observers: dict[str, Observe] = {}
     for name in method.roles():
         if name not in roles:
-            raise NeedsError(f"the method needs the role '{name}', which is not there; the roles given are {sorted(roles)}")
+            raise NeedsError(
+                f"the method needs the role '{name}', which is not there; the roles given are {sorted(roles)}"
+            )
         observers[name] = _observer(name, roles, method, task, precision, channels_last)
     return observers
 
 
-def _observer(name: str, roles: Mapping[str, Role], method: Method, task: Task, precision: str, channels_last: bool) -> Observe:
+def _observer(
+    name: str, roles: Mapping[str, Role], method: Method, task: Task, precision: str, channels_last: bool
+) -> Observe:
     role = roles[name]
     if role.provider is not None:
         if name in method.learners:
-            raise NeedsError(f"the method trains the role '{name}', so it must be a live model, not a cache or an ensemble")
+            raise NeedsError(
+                f"the method trains the role '{name}', so it must be a live model, not a cache or an ensemble"
+            )
         return role.provider
     model = roles[role.ema_of].model if role.ema_of is not None else role.model
     if model is None:

@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 
 from limbeck import __version__
+from limbeck.engine import distributed
 from limbeck.engine.checkpoint import disk_error, write_atomically
 from limbeck.errors import RunFolderError
 
@@ -53,26 +54,39 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.close()
-            raise RunFolderError(f"another process is running in '{self.path}'; wait for it, or choose another folder with --out") from None
+            raise RunFolderError(
+                f"another process is running in '{self.path}'; wait for it, or choose another folder with --out"
+            ) from None
         self._check(recipe)
         write_atomically(self.path / "run.json", _json({"format": _FORMAT, "limbeck": __version__}))
         write_atomically(self.path / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False).encode())
         if not (self.path / "environment.json").exists():
             write_atomically(self.path / "environment.json", _json(environment()))
 
+    @classmethod
+    def open(cls, path: str | Path, recipe: dict[str, Any]) -> RunFolder | None:
+        """Returns the folder in the first of several processes and None in the others; what it refuses, all refuse."""
+        opened: list[RunFolder] = []
+        distributed.on_first(lambda: opened.append(cls(path, recipe)))
+        return opened[0] if opened else None
+
     def _check(self, recipe: dict[str, Any]) -> None:
         marker, stored = self.path / "run.json", self.path / "recipe.yaml"
         if not marker.exists():
             strangers = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
             if strangers:
-                raise RunFolderError(f"'{self.path}' is not a run folder (it holds {strangers[0]}); choose another with --out")
+                raise RunFolderError(
+                    f"'{self.path}' is not a run folder (it holds {strangers[0]}); choose another with --out"
+                )
             return
         try:
             found = json.loads(marker.read_text())
         except ValueError:
             found = {}
         if not isinstance(found, dict) or found.get("format") != _FORMAT:
-            raise RunFolderError(f"'{self.path}' was made by another version of limbeck; choose another folder with --out")
+            raise RunFolderError(
+                f"'{self.path}' was made by another version of limbeck; choose another folder with --out"
+            )
         if stored.exists():
             before = yaml.safe_load(stored.read_text()) or {}
             keys = [k for k in sorted(before.keys() | recipe.keys()) if before.get(k) != recipe.get(k)]

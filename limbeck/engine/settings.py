@@ -17,20 +17,28 @@ class TrainSettings(BaseModel):
     epochs: WholeNumber = Field(20, description="passes over the training data")
     batch_size: Count = Field(128, description="samples of one optimizer step, over all ranks and micro-batches")
     micro_batches: Count = Field(1, description="parts a batch is computed in, to save memory; gradients stay the same")
-    optimizer: str | dict[str, Any] = Field("sgd", description="a torch.optim class in lower case, or {name: ..., option: ...}")
+    optimizer: str | dict[str, Any] = Field(
+        "sgd", description="a torch.optim class in lower case, or {name: ..., option: ...}"
+    )
     lr: Positive = Field(0.05, description="peak learning rate")
     momentum: NonNegative = Field(0.9, lt=1, description="momentum of sgd")
     weight_decay: NonNegative = Field(5e-4, description="L2 penalty, or decoupled decay of adamw")
     schedule: Literal["cosine", "multistep", "constant"] = Field("cosine", description="course of the learning rate")
-    milestones: tuple[float, ...] = Field((150 / 240, 180 / 240, 210 / 240), description="parts of the run where multistep divides lr by 10")
+    milestones: tuple[float, ...] = Field(
+        (150 / 240, 180 / 240, 210 / 240), description="parts of the run where multistep divides lr by 10"
+    )
     warmup_epochs: NonNegative = Field(0.0, description="epochs over which the learning rate grows from 0")
     clip_norm: Positive | None = Field(None, description="largest norm of the gradient")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 runs models under autocast; losses stay in fp32")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16 runs models under autocast; losses stay in fp32"
+    )
     channels_last: bool = Field(False, description="memory format of images and convolutions")
     compile: bool = Field(False, description="torch.compile the models")
     compile_loss: bool = Field(False, description="torch.compile the method's loss, worth it for thousands of classes")
     workers: WholeNumber = Field(0, description="processes that decode data")
     threads: Count | None = Field(None, description="CPU threads of PyTorch; its own choice when absent")
     sharding: Literal["ddp", "fsdp"] = Field("ddp", description="how torchrun's processes share the student")
-    evaluate_every: WholeNumber = Field(1, description="epochs between evaluations on the test data; 0 for the end only")
+    evaluate_every: WholeNumber = Field(
+        1, description="epochs between evaluations on the test data; 0 for the end only"
+    )
     checkpoint_every: WholeNumber = Field(0, description="steps between checkpoints; 0 for every epoch")

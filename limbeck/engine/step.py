@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from limbeck.engine import distributed
 from limbeck.methods.base import Method
-from limbeck.signals import Batch, Signals, Terms
+from limbeck.signals import Batch, Signals, Terms, as_term
 
 
 class Step(nn.Module):
@@ -33,12 +33,24 @@ class Step(nn.Module):
         self._observers = dict(observers)
         self._loss = (loss,) if loss is not None else (method,)
 
-    def forward(self, batch: Batch) -> Terms:
-        """Returns the method's terms; a batch-coupled method sees the batch of all ranks."""
+    def forward(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Returns values and mask of the method's terms: plain tuples, into which DDP and FSDP look for tensors.
+
+        A batch-coupled method sees the batch of all processes.
+        """
         signals = self.method.observe(batch, self._observers)
         if self.method.batch_coupled and distributed.world_size() > 1:
-            batch, signals = distributed.gather(batch), distributed.gather(signals)
-        return self._loss[0](batch, **signals)
+            batch = distributed.gather_batch(batch, self.method.needs.batch)
+            signals = distributed.gather_signals(signals)
+        terms = {name: as_term(value) for name, value in self._loss[0](batch, **signals).items()}
+        return {name: (term.values, term.mask) for name, term in terms.items()}
+
+    def shared_buffers(self) -> Iterable[nn.Module]:
+        """Modules whose buffers differ from process to process until they are shared.
+
+        A batch-coupled method computes the same in every process, so its buffers (memories) are not sent around.
+        """
+        return [self.learners] if self.method.batch_coupled else [self.learners, self.method]
 
 
 Transform = Callable[[Batch], Batch]

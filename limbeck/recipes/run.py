@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,20 +65,18 @@ def run_recipe(
     check_evaluations(loaded)
     plain = as_plain(loaded)
     path = out or default_folder(recipe, plain)
-    distributed.start()
     if loaded.stages[0].train.threads is not None:
         torch.set_num_threads(loaded.stages[0].train.threads)
-    folder = RunFolder(path, plain) if distributed.rank() == 0 else None
-    try:
-        if distributed.broadcast_object(folder.finished if folder is not None else False):
-            return FinishedRun(path, json.loads((path / "results.json").read_text()))
-        built = _run_stages(loaded, path, folder, trust=trust, reporter=reporter)
-        results = _conclude(loaded, built, folder) if folder is not None else {}
-        distributed.barrier()
-        return FinishedRun(path, results)
-    finally:
-        if folder is not None:
-            folder.close()
+    with distributed.session():
+        folder = RunFolder.open(path, plain)
+        try:
+            if not distributed.on_first(lambda: folder is not None and folder.finished):
+                built = _run_stages(loaded, path, folder, trust=trust, reporter=reporter)
+                distributed.on_first(partial(_conclude, loaded, built, folder))
+            return FinishedRun(path, distributed.on_first(lambda: json.loads((path / "results.json").read_text())))
+        finally:
+            if folder is not None:
+                folder.close()
 
 
 def check_evaluations(recipe: Recipe) -> None:
@@ -111,7 +110,7 @@ def _run_stages(
             reporter=reporter,
             earlier=lambda name, model: _load_left(path, name, "student", model),
         )
-        if (left / "done").exists():
+        if distributed.on_first((left / "done").exists):
             for role, model in built.stage.learners.items():
                 _load_left(path, spec.name, role, model)
             load_weights(built.stage.method, left / "method.safetensors") if any(
@@ -121,9 +120,7 @@ def _run_stages(
         if number:
             _go_on(recipe.stages[number - 1], spec, path, built)
         built.stage.run()
-        if folder is not None:
-            _leave(left, built)
-        distributed.barrier()
+        distributed.on_first(partial(_leave, left, built))
     assert built is not None
     return built
 
@@ -155,8 +152,9 @@ def _leave(left: Path, built: BuiltStage) -> None:
     (left / "done").touch()
 
 
-def _conclude(recipe: Recipe, built: BuiltStage, folder: RunFolder) -> dict[str, Any]:
+def _conclude(recipe: Recipe, built: BuiltStage, folder: RunFolder | None) -> None:
     """Judges the student and writes what a run leaves behind, ``results.json`` last."""
+    assert folder is not None
     last = recipe.stages[-1]
     student = built.stage.student().eval()
     results = {
@@ -181,7 +179,6 @@ def _conclude(recipe: Recipe, built: BuiltStage, folder: RunFolder) -> dict[str,
     )
     save_student(student, folder.path, card)
     folder.write_json("results.json", results)
-    return results
 
 
 def _judge(names: Sequence[str], built: BuiltStage, path: Path) -> dict[str, Any]:

@@ -48,6 +48,10 @@ class ConsoleReporter(Reporter):
         """Stops to draw."""
         self._progress.stop()
 
+    def note(self, message: str) -> None:
+        """Prints the message above the bars."""
+        self._progress.console.print(message, highlight=False, soft_wrap=True)
+
     def stage_started(self, name: str, progress: StageProgress) -> None:
         """Adds a bar, filled as far as the stage had come."""
         total = progress.steps_per_epoch * progress.epochs

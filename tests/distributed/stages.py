@@ -1,0 +1,126 @@
+"""Stages of any method around small networks in float64, for one process or a part of several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from methods.networks import CLASSES, large_teacher, small_student
+from methods.workbench import all_labels, make_batch
+from torch import Tensor, nn
+
+from limbeck.engine import distributed
+from limbeck.engine.roles import Role
+from limbeck.engine.run_folder import RunFolder
+from limbeck.engine.settings import TrainSettings
+from limbeck.engine.stage import Reporter, Stage
+from limbeck.methods.base import build_method, methods
+from limbeck.signals import Batch
+from limbeck.tasks.classification import Classification
+
+RATE = 1e-4
+UNEVEN = (7, 5)
+"""Samples of the two batches of an epoch: two processes get 3 and 4, then 2 and 3."""
+
+
+class TinyLoader:
+    """Batches of given sizes from the fixed data set, this process's part of each.
+
+    Args:
+        sizes: samples of each batch, over all processes.
+        views: names of further views.
+    """
+
+    def __init__(self, sizes: Sequence[int], views: tuple[str, ...] = ()) -> None:
+        self._sizes, self._views = tuple(sizes), views
+        self.steps_per_epoch = len(sizes)
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        rank, world = distributed.rank(), distributed.world_size()
+        for step in range(start_step, len(self._sizes)):
+            size, start = self._sizes[step], sum(self._sizes[:step])
+            first, last = size * rank // world, size * (rank + 1) // world
+            batch = make_batch(last - first, start=start + first, views=self._views)
+            batch["epoch"] = epoch
+            yield batch
+
+
+def roles_of(name: str, *, batch_norm: bool = False) -> dict[str, Role]:
+    """The method's models: learners that differ, and teachers with as many stages."""
+    method = methods[name].part
+    return {
+        role: Role(
+            model=(
+                small_student(seed=10 + number, batch_norm=batch_norm)
+                if role in method.learners
+                else large_teacher(seed=20 + number, same_channels=method.same_channels)
+            ).double()
+        )
+        for number, role in enumerate(method.roles())
+    }
+
+
+def make_stage(
+    name: str,
+    config: dict[str, Any] | None = None,
+    *,
+    roles: dict[str, Role] | None = None,
+    sizes: Sequence[int] = UNEVEN,
+    folder: RunFolder | None = None,
+    loader: Any = None,
+    reporter: Reporter | None = None,
+    **train: Any,
+) -> Stage:
+    """A stage of one epoch of plain gradient descent; normalisations inside the method use running statistics."""
+    settings = {
+        "epochs": 1,
+        "lr": RATE,
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "schedule": "constant",
+        "evaluate_every": 0,
+        **train,
+    }
+    options = {"negatives": 8, "embedding": 6} if name == "crd" else {}
+    method = build_method(name, **options, **(config or {}))
+    stage = Stage(
+        method=method,
+        roles=roles if roles is not None else roles_of(name),
+        task=Classification(),
+        loader=loader if loader is not None else TinyLoader(sizes, method.needs.views),
+        settings=TrainSettings(**settings),
+        labels=all_labels(),
+        num_classes=CLASSES,
+        folder=folder,
+        seed=5,
+        reporter=reporter,
+    )
+    for module in method.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
+    return stage
+
+
+class Records(Reporter):
+    """Remembers what a stage says."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.epochs: list[dict[str, Any]] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def epoch_done(self, record: Mapping[str, Any]) -> None:
+        self.epochs.append(dict(record))
+
+
+def state_of(stage: Stage) -> dict[str, Tensor]:
+    """Everything that a stage has learnt or remembers."""
+    modules = {**stage.learners, "method": stage.method}
+    return {
+        f"{owner}.{name}": tensor.detach().clone()
+        for owner, module in modules.items()
+        for name, tensor in module.state_dict().items()
+    }
