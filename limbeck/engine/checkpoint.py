@@ -15,7 +15,7 @@ import pickle
 import random
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 def random_state() -> dict[str, Any]:
     """State of every global generator that a method or a model may draw from."""
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    name, keys, position, has_gauss, cached = cast(tuple[str, np.ndarray, int, int, float], np.random.get_state())
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "python": [version, list(words), gauss],
@@ -145,7 +145,7 @@ def read(checkpoint: Path) -> dict[str, Any]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"the checkpoint '{checkpoint}' was refused: {reason}. {way_out}") from None
-    return state  # type: ignore[no-any-return]
+    return state
 
 
 def _check_files(checkpoint: Path, digests: dict[str, Any], way_out: str) -> None:

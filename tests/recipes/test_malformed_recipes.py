@@ -195,7 +195,7 @@ def test_mistake_is_explained(override: str, said: str, tmp_path: Path, capsys: 
 
 
 def test_stage_of_one_is_not_called_stage_zero() -> None:
-    with pytest.raises(RecipeError, match="'train.lr'") as caught:
+    with pytest.raises(RecipeError, match=r"'train\.lr'") as caught:
         load_recipe({**GOOD, "train": {"lr": -1}})
     assert "stages" not in str(caught.value)
 
