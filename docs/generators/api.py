@@ -111,7 +111,9 @@ def links() -> Links:
 def api_page(page: str, known: Links) -> str:
     """Returns a page of the reference."""
     title, _ = PAGES[page]
-    parts = [f"# {title}"]
+    packages = [importlib.import_module(name) for name in PAGES[page][1]]
+    intro = [_prose(documented(package), known) for package in packages if package not in page_modules(page)]
+    parts = [f"# {title}", *intro]
     for module in page_modules(page):
         doc = documented(module)
         parts.append(f"## {module.__name__} {{ #{module.__name__} }}")

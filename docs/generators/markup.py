@@ -11,6 +11,8 @@ _ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|exc):`(~?)([^`]+)`")
 _MATH = re.compile(r":math:`([^`]+)`")
 _LITERAL = re.compile(r"``(.+?)``", re.DOTALL)
 _DISPLAY = re.compile(r"^\.\. math::[ ]?(.*(?:\n(?:[ ]{2,}.*)?)*)", re.MULTILINE)
+_ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
+_ADDRESS = re.compile(r"https?://[^\s)>,]*[^\s)>,.;]")
 
 Links = Mapping[str, str]
 """Address of what is documented, by full dotted name."""
@@ -57,6 +59,8 @@ def markdown(text: str, links: Links, *, base: str = "") -> str:
     text = _ROLE.sub(lambda m: keep(_reference(m[2], bool(m[1]), links, base)), text)
     text = _LITERAL.sub(lambda m: keep(f"`{' '.join(m[1].split())}`"), text)
     # What is left is prose: signs that Markdown would read as markup stay signs.
+    text = _ARXIV.sub(lambda m: keep(f"[{m[0]}](https://arxiv.org/abs/{m[1]})"), text)
+    text = _ADDRESS.sub(lambda m: keep(f"<{m[0]}>"), text)
     text = re.sub(r"([*_<])", r"\\\1", text)
     return re.sub("\x00(\\d+)\x00", lambda m: kept[int(m[1])], text)
 

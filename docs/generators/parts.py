@@ -11,14 +11,14 @@ from limbeck.data.source import datasets
 from limbeck.evaluate import evaluations
 from limbeck.evaluate.measure import Measure
 from limbeck.functional.logit_transforms import LOGIT_TRANSFORMS
-from limbeck.report.docstrings import documented, first_sentence
+from limbeck.report.docstrings import documented, first_sentence, sentence_case
 from limbeck.report.explanation import Option, options_of
 from limbeck.report.wording import describe_default, describe_type
 from limbeck.report.zoo import INPUT_SHAPE, NUM_CLASSES, ModelFact, model_facts
 from limbeck.tasks import tasks
 from limbeck.transforms import transforms
 
-from .markup import Links, indented, markdown, table
+from .markup import Links, markdown, table
 
 _COUNT = Measure("count", "count", "count")
 _ACCURACY = Measure("accuracy", "accuracy", "fraction")
@@ -29,11 +29,12 @@ def model_table() -> str:
     rows = []
     for fact in model_facts():
         sizes = [f"{fact.cost.parameters:,}", _COUNT.text(fact.cost.macs)] if fact.cost else ["–", "–"]
-        paper = f"[{fact.year}]({fact.link})" if fact.link else ""
-        rows.append([f"`{fact.name}`", *sizes, markdown(fact.what, {}), paper, _weights(fact)])
-    header = ["Model", "Parameters", "MACs", "What it is", "Paper", "Shipped weights"]
+        paper = f" [Paper, {fact.year}]({fact.link})." if fact.link else ""
+        what = f"{sentence_case(markdown(fact.what, {}))}{paper}{_weights(fact)}"
+        rows.append([f"`{fact.name}`", *sizes, what])
     shape = " x ".join(str(n) for n in INPUT_SHAPE)
-    return f"Sizes are for {NUM_CLASSES} classes and inputs {shape}.\n\n{table(header, rows, right=(1, 2))}"
+    header = table(["Model", "Parameters", "MACs", "What it is"], rows, right=(1, 2))
+    return f"Sizes are for {NUM_CLASSES} classes and inputs {shape}.\n\n{header}"
 
 
 def _weights(fact: ModelFact) -> str:
@@ -41,8 +42,8 @@ def _weights(fact: ModelFact) -> str:
     for data, card in fact.weights.items():
         accuracy = card.get("accuracy")
         number = f" ({_ACCURACY.text(float(accuracy))})" if isinstance(accuracy, (int, float)) else ""
-        said.append(f"{data}{number}")
-    return ", ".join(said)
+        said.append(f"`{data}`{number}")
+    return f" Weights: {', '.join(said)}." if said else ""
 
 
 def data_table() -> str:
@@ -51,7 +52,7 @@ def data_table() -> str:
     for entry in datasets.entries():
         doc = documented(entry.part)
         title = entry.about.get("title") or first_sentence(markdown(doc.summary, {}))
-        rows.append([f"`{entry.name}`", title, entry.about.get("licence", "")])
+        rows.append([f"`{entry.name}`", sentence_case(title), markdown(entry.about.get("licence", ""), {})])
         options = options_of(entry.part, doc, leave_out=("self", "split"))
         if options:
             details.append(f"### `{entry.name}`\n\n{_options(options)}")
@@ -139,8 +140,3 @@ def _fields(model: Any) -> tuple[Option, ...]:
         )
         for name, field in model.model_fields.items()
     )
-
-
-def indented_markdown(text: str, links: Links, base: str = "") -> str:
-    """Returns the text of a docstring as an entry of a list."""
-    return indented(markdown(text, links, base=base))

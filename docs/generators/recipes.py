@@ -21,6 +21,7 @@ _SECTIONS: dict[str, tuple[type[BaseModel], str]] = {
     "ema of a role": (EMASpec, ""),
     "train": (TrainSettings, ""),
 }
+_PLACES = {model.__name__: title for title, (model, _) in _SECTIONS.items()}
 
 
 def schema_reference() -> str:
@@ -38,7 +39,10 @@ def _fields(model: type[BaseModel]) -> str:
         default = (
             "required" if field.is_required() else f"`{describe_default(field.get_default(call_default_factory=True))}`"
         )
-        rows.append([f"`{name}`", default, describe_type(field.annotation, field.metadata), field.description or ""])
+        values = describe_type(field.annotation, field.metadata)
+        for other, place in _PLACES.items():
+            values = values.replace(f"({other})", f"([{place}](#{place.lower().replace(' ', '-')}))")
+        rows.append([f"`{name}`", default, values, field.description or ""])
     return table(["Key", "Default", "Values", "Meaning"], rows)
 
 

@@ -121,7 +121,13 @@ def cifar10(*, split: Split, path: str | None = None, download: bool = False) ->
 
 @dataset("cifar100", title="CIFAR-100, 50,000 / 10,000 colour images 32 x 32, 100 classes", licence=LICENCE)
 def cifar100(*, split: Split, path: str | None = None, download: bool = False) -> ArraySource:
-    """Returns CIFAR-100 with its 100 fine labels; arguments as for :func:`cifar10`.
+    """Returns CIFAR-100 with its 100 fine labels.
+
+    Args:
+        split: ``train`` or ``test``.
+        path: folder that holds the binary or the Python version, unpacked or as its archive; the cache folder when
+            None.
+        download: fetch the binary version from its publisher where it is not on this machine (161 MB).
 
     Raises:
         DataError: it is not here and may not be downloaded, or a file is damaged.

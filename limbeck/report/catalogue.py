@@ -50,6 +50,8 @@ def show_method(name: str) -> None:
     method = explain(name)
     console = Console()
     console.print(Text(f"{name}: {method.title}" + (f" ({method.year})" if method.year else ""), style="bold"))
+    if method.authors:
+        console.print(Text(method.authors.replace(" and ", ", ")), soft_wrap=True)
     console.print(Text(f"{method.link}  family {method.family}".strip(), style="dim"), soft_wrap=True)
     for paragraph in (method.doc.summary, *method.doc.description.split("\n\n")):
         _prose(console, paragraph)

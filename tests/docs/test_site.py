@@ -43,7 +43,7 @@ def site(pages: Path) -> Path:
     zensical = Path(sys.executable).with_name("zensical")
     built = subprocess.run([zensical, "build", "--clean", "--strict"], cwd=root, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
-    assert "No issues found" in built.stdout
+    assert "No issues found" in built.stdout + built.stderr
     return root / "site"
 
 
