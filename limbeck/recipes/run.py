@@ -43,7 +43,7 @@ def run_recipe(
     recipe: str | Path | dict[str, Any] | Recipe,
     overrides: Sequence[str] = (),
     *,
-    out: Path | None = None,
+    out: str | Path | None = None,
     trust: bool = False,
     reporter: Reporter | None = None,
 ) -> FinishedRun:
@@ -64,7 +64,7 @@ def run_recipe(
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
     check_evaluations(loaded)
     plain = as_plain(loaded)
-    path = out or default_folder(recipe, plain)
+    path = default_folder(recipe, plain) if out is None else Path(out)
     if loaded.stages[0].train.threads is not None:
         torch.set_num_threads(loaded.stages[0].train.threads)
     with distributed.session():
