@@ -52,7 +52,9 @@ KINDS: dict[str, dict[str, Any]] = {
         ],
     },
 }
-KILLS_AT_STEPS, KILLS_AT_TIMES = 3, 2
+# Five kinds with at least four kills each are twenty; a kill at a random time may come after the end and count for
+# nothing.
+KILLS_AT_STEPS, KILLS_AT_TIMES = 4, 2
 
 
 class KilledAt(Reporter):
@@ -97,11 +99,11 @@ def killed_and_continued(recipe: Recipe, folder: Path, seconds: float, chance: r
     """Runs ``recipe`` with kills at random steps and at random times, and returns how many hit."""
     hits = 0
     for _ in range(KILLS_AT_STEPS):
-        reporter = KilledAt(chance.randint(1, 5))
+        reporter = KilledAt(chance.randint(1, 4))
         hits += was_killed(in_child(lambda r=reporter: run_recipe(recipe, out=folder, reporter=r)))
     for _ in range(KILLS_AT_TIMES):
         child = in_child(lambda: run_recipe(recipe, out=folder))
-        time.sleep(chance.uniform(0.05, 0.8 * seconds))
+        time.sleep(chance.uniform(0.05, 0.6 * seconds))
         os.kill(child, signal.SIGKILL)
         hits += was_killed(child)
     assert not was_killed(in_child(lambda: run_recipe(recipe, out=folder)))
@@ -115,8 +117,7 @@ def test_killed_run_ends_like_an_uninterrupted_one(kind: str, tmp_path: Path) ->
     assert not was_killed(in_child(lambda: run_recipe(recipe, out=tmp_path / "whole")))
     seconds = time.perf_counter() - started
     hits = killed_and_continued(recipe, tmp_path / "killed", seconds, random.Random(kind))
-    # Five kinds with at least four kills each: twenty in all.
-    assert hits >= KILLS_AT_STEPS + 1
+    assert hits >= KILLS_AT_STEPS
     assert left_behind(tmp_path / "killed") == left_behind(tmp_path / "whole")
 
 
