@@ -92,7 +92,8 @@ class RunFolder:
             keys = [k for k in sorted(before.keys() | recipe.keys()) if before.get(k) != recipe.get(k)]
             if keys:
                 raise RunFolderError(
-                    f"'{self.path}' holds a run of another recipe (they differ in: {', '.join(keys)}); choose another folder with --out"
+                    f"'{self.path}' holds a run of another recipe (they differ in: {', '.join(keys)}); choose another "
+                    "folder with --out"
                 )
 
     @property

@@ -44,8 +44,9 @@ def wrap(step: nn.Module, sharding: str, taps: Mapping[str, Collection[str]] | N
         data_parallel = nn.parallel.DistributedDataParallel
         # The name of this option changes in PyTorch 2.13.
         names = inspect.signature(data_parallel).parameters
-        quiet: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
-        return data_parallel(step, find_unused_parameters=True, **quiet)
+        exchange = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+        options: dict[str, Any] = {exchange: False}
+        return data_parallel(step, find_unused_parameters=True, **options)
     if sharding == "fsdp":
         return _shard(step, taps or {})
     raise RecipeError(f"unknown sharding '{sharding}'; use ddp or fsdp")

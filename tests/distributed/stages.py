@@ -1,10 +1,11 @@
-"""Stages of any method around small networks in float64, for one process or a part of several."""
+"""Stages of any method around small networks, for one process or a part of several."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from methods.networks import CLASSES, large_teacher, small_student
 from methods.workbench import all_labels, make_batch
 from torch import Tensor, nn
@@ -15,12 +16,17 @@ from limbeck.engine.run_folder import RunFolder
 from limbeck.engine.settings import TrainSettings
 from limbeck.engine.stage import Reporter, Stage
 from limbeck.methods.base import build_method, methods
+from limbeck.schedules import Progress
 from limbeck.signals import Batch
 from limbeck.tasks.classification import Classification
 
 RATE = 1e-4
 UNEVEN = (7, 5)
 """Samples of the two batches of an epoch: two processes get 3 and 4, then 2 and 3."""
+
+
+def in_default_type(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
 
 
 class TinyLoader:
@@ -42,7 +48,7 @@ class TinyLoader:
             first, last = size * rank // world, size * (rank + 1) // world
             batch = make_batch(last - first, start=start + first, views=self._views)
             batch["epoch"] = epoch
-            yield batch
+            yield batch.map(in_default_type)
 
 
 def roles_of(name: str, *, batch_norm: bool = False) -> dict[str, Role]:
@@ -54,7 +60,7 @@ def roles_of(name: str, *, batch_norm: bool = False) -> dict[str, Role]:
                 small_student(seed=10 + number, batch_norm=batch_norm)
                 if role in method.learners
                 else large_teacher(seed=20 + number, same_channels=method.same_channels)
-            ).double()
+            ).to(torch.get_default_dtype())
         )
         for number, role in enumerate(method.roles())
     }
@@ -106,11 +112,15 @@ class Records(Reporter):
     """Remembers what a stage says."""
 
     def __init__(self) -> None:
+        self.started = 0
         self.notes: list[str] = []
         self.epochs: list[dict[str, Any]] = []
 
     def note(self, message: str) -> None:
         self.notes.append(message)
+
+    def stage_started(self, name: str, progress: Progress) -> None:
+        self.started = progress.step
 
     def epoch_done(self, record: Mapping[str, Any]) -> None:
         self.epochs.append(dict(record))
