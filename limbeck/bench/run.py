@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -87,7 +88,12 @@ def run_recipes(
         ProgressBar("runs") as bar,
         _one_thread_each(),
         # Spawned, not forked: a forked PyTorch may hang on the locks of its parent's threads.
-        ProcessPoolExecutor(workers or os.cpu_count() or 1, mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(
+            workers or os.cpu_count() or 1,
+            mp_context=get_context("spawn"),
+            initializer=_end_with,
+            initargs=(os.getpid(),),
+        ) as pool,
     ):
         jobs: dict[Future[str], str] = {}
         # Seed by seed, so that an interrupted comparison holds whole seeds.
@@ -115,6 +121,18 @@ def _one_thread_each() -> Iterator[None]:
             del os.environ["OMP_NUM_THREADS"]
         else:
             os.environ["OMP_NUM_THREADS"] = before
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process soon after ``parent`` is gone, so that a killed comparison leaves nobody who holds its
+    folders."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run_one(recipe: dict[str, object], folder: str, trust: bool) -> str:
