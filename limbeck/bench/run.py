@@ -124,8 +124,7 @@ def _one_thread_each() -> Iterator[None]:
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process soon after ``parent`` is gone, so that a killed comparison leaves nobody who holds its
-    folders."""
+    """Ends this process soon after ``parent``, so that a killed comparison leaves nobody who holds its folders."""
 
     def watch() -> None:
         while os.getppid() == parent:
