@@ -5,6 +5,7 @@ Imports happen inside commands, so that ``--help`` is immediate.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,15 +76,17 @@ def run(
     """Train what a recipe says.
 
     Ctrl-C saves the state; the same command continues, and ends with the same bits as a run that was never stopped.
+    Several processes share the work with `torchrun --nproc_per_node 2 -m limbeck run ...`.
 
     Example: `limbeck run fashion_mnist_dkd train.epochs=5 seed=1`
     """
     from limbeck.recipes.run import run_recipe
     from limbeck.report.progress import ConsoleReporter, show_results
 
-    with ConsoleReporter() as reporter:
+    with ConsoleReporter(quiet=not _is_first_process()) as reporter:
         finished = run_recipe(recipe, overrides or [], out=out, trust=trust, reporter=reporter)
-    show_results(finished)
+    if _is_first_process():
+        show_results(finished)
 
 
 @app.command()
@@ -229,7 +232,15 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         _fail("stopped", 130)
     except LimbeckError as error:
-        _fail(str(error), 130 if type(error).__name__ == "Interrupted" else 2)
+        status = 130 if type(error).__name__ == "Interrupted" else 2
+        if getattr(error, "everywhere", False) and not _is_first_process():
+            sys.exit(status)
+        _fail(str(error), status)
+
+
+def _is_first_process() -> bool:
+    """Whether this is the one of torchrun's processes that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _fail(message: str, status: int) -> Any:

@@ -29,10 +29,15 @@ def _bar(console: Console) -> Progress:
 
 
 class ConsoleReporter(Reporter):
-    """Progress bars of stages, with the loss and the accuracy of the last evaluation."""
+    """Progress bars of stages, with the loss and the accuracy of the last evaluation.
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._progress = _bar(console or Console(stderr=True))
+    Args:
+        console: where to draw; standard error when None.
+        quiet: draw nothing.
+    """
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        self._progress = _bar(console or Console(stderr=True, quiet=quiet))
         self._task: Any = None
         self._accuracy = ""
         self._shown = 0.0

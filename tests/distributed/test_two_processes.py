@@ -6,8 +6,6 @@ import fcntl
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 from distributed.checks import CHECKS, RESUMED, SHARDED, SIZES, cached, gradient_checks, run_in_folder
+from distributed.launch import TESTS, torchrun
 from distributed.stages import RATE, TinyLoader
 
 pytestmark = pytest.mark.distributed
 
-TESTS = Path(__file__).parents[1]
 Found = dict[str, Any]
-
-
-def torchrun(*arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-    """Runs two processes on this machine, one thread each."""
-    paths = [str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 @pytest.fixture(scope="session")
