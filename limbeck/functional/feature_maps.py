@@ -122,12 +122,13 @@ def attention_map(features: Tensor, *, p: float = 2.0) -> Tensor:
         raise ValueError(f"p should be at least 1, not {p}")
     rows = features.flatten(2)
     # On a CPU, to look at the result costs less than to scale all activations beforehand; elsewhere it would cost more.
-    strength = _mean_power(rows, p) if features.is_cpu and not torch.compiler.is_compiling() else None
-    if strength is None or not _well_in_range(strength):
-        # The map does not depend on the scale of a sample, and powers of large activations would overflow.
-        largest = rows.detach().abs().amax((1, 2), keepdim=True)
-        strength = _mean_power(rows / torch.where(largest > 0, largest, torch.ones_like(largest)), p)
-    return unit_vectors(strength)
+    if features.is_cpu and not torch.compiler.is_compiling():
+        strength = _mean_power(rows, p)
+        if _well_in_range(strength):
+            return strength / torch.linalg.vector_norm(strength, dim=1, keepdim=True)
+    # The map does not depend on the scale of a sample, and powers of large activations would overflow.
+    largest = rows.detach().abs().amax((1, 2), keepdim=True)
+    return unit_vectors(_mean_power(rows / torch.where(largest > 0, largest, torch.ones_like(largest)), p))
 
 
 def _mean_power(rows: Tensor, p: float) -> Tensor:
@@ -136,9 +137,9 @@ def _mean_power(rows: Tensor, p: float) -> Tensor:
 
 
 def _well_in_range(strength: Tensor) -> bool:
-    """Whether the largest entry of every row is so far from overflow and underflow that gradients are in range too."""
+    """Whether the largest entry of every row is so far from overflow and underflow that squares are in range too."""
     peak, limits = strength.detach().amax(1), torch.finfo(strength.dtype)
-    return bool(((peak > limits.tiny**0.5) & (peak < limits.max**0.5)).all())
+    return bool(((peak > limits.tiny**0.5) & (peak < (limits.max / strength.shape[1]) ** 0.5)).all())
 
 
 @full_precision
