@@ -14,7 +14,6 @@ def main(paths: list[str]) -> int:
     here = Path(__file__).resolve().parent
     sys.path[:0] = [str(here), str(here.parent)]
     from goldens.replay import replay
-
     from limbeck.errors import LimbeckError
 
     if not paths:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from goldens.replay import Case, replay
 
+from goldens.replay import Case, replay
 from limbeck.errors import DataError, UnknownNameError
 
 DATA = Path(__file__).parent / "goldens" / "data"

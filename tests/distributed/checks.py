@@ -13,8 +13,6 @@ from unittest import mock
 
 import pytest
 import torch
-from methods.networks import CLASSES, large_teacher, small_student
-from methods.workbench import label, variants
 from torch import nn
 
 from distributed.stages import Records, TinyLoader, make_stage, roles_of, state_of
@@ -29,6 +27,8 @@ from limbeck.signals import Batch
 from limbeck.tasks.classification import Classification
 from limbeck.teachers.cache import CachedTeacher, write_cache
 from limbeck.teachers.live import FrozenTeacher
+from methods.networks import CLASSES, large_teacher, small_student
+from methods.workbench import label, variants
 
 Check = Callable[[Path], dict[str, Any]]
 

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from methods.networks import CLASSES, large_teacher, small_student
-from methods.workbench import all_labels, make_batch
 from torch import Tensor, nn
 
 from limbeck.engine import distributed
@@ -19,6 +17,8 @@ from limbeck.methods.base import build_method, methods
 from limbeck.schedules import Progress
 from limbeck.signals import Batch
 from limbeck.tasks.classification import Classification
+from methods.networks import CLASSES, large_teacher, small_student
+from methods.workbench import all_labels, make_batch
 
 RATE = 1e-4
 UNEVEN = (7, 5)

@@ -21,9 +21,8 @@ from limbeck.students.base import models
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs"))
 
-from generators import markup, readme  # noqa: E402
-
 import build  # noqa: E402
+from generators import markup, readme  # noqa: E402
 
 _LINK = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)")
 _CODE = re.compile(r"```.*?^```|`[^`\n]*`", re.DOTALL | re.MULTILINE)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from methods.workbench import bench
-
 from limbeck.export import export_onnx
+from methods.workbench import bench
 
 
 def test_it_is_exported_with_its_projector_and_classifier(tmp_path: Path) -> None:
