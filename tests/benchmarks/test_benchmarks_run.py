@@ -1,0 +1,65 @@
+"""Every benchmark runs and prints its ratios; how large they are is in `docs/guides/performance.md`, and no test."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+ROWS = {
+    "step_time": ("kd, logits", "at, three taps"),
+    "cached_epoch": ("student alone", "cache, topk of 10", "cache, full float16", "live teacher"),
+    "import_time": ("import limbeck", "import torch itself"),
+    "memory": ("kd, logits",),
+    "cpu_switches": ("channels_last",),
+    "method_overhead": ("kd", "dkd"),
+}
+# One process for all, because importing PyTorch takes longer than most of them.
+DRIVER = """
+import contextlib, io, json, runpy, sys, traceback
+sys.path.insert(0, sys.argv[1])
+said = {}
+for name in sys.argv[2:]:
+    sys.argv = [name, "--quick"]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            runpy.run_path(f"{sys.path[0]}/{name}.py", run_name="__main__")
+        except BaseException:
+            traceback.print_exc(file=out)
+    said[name] = out.getvalue()
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def said() -> dict[str, str]:
+    """What every benchmark prints."""
+    root = {"PYTHONPATH": os.pathsep.join([str(BENCHMARKS.parent), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-c", DRIVER, str(BENCHMARKS), *ROWS]
+    done = subprocess.run(command, env={**os.environ, **root}, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_benchmark_prints_a_ratio_for_every_arm(said: dict[str, str], name: str) -> None:
+    text = said[name]
+    assert "Traceback" not in text, text
+    assert "torch 2." in text, "the versions are missing"
+    for row in ROWS[name]:
+        lines = [line for line in text.splitlines() if line.startswith(row)]
+        assert lines, f"no row '{row}' in\n{text}"
+        numbers = [float(word) for word in re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", lines[0])]
+        assert numbers, f"no numbers in\n{text}"
+        assert all(number >= 0 for number in numbers)
+
+
+def test_memory_of_models_that_train_alike_is_alike(said: dict[str, str]) -> None:
+    """Not a figure to reach: the bare loop and limbeck hold the same tensors, so the measurement must see that."""
+    row = next(line for line in said["memory"].splitlines() if line.startswith("kd"))
+    assert 0.5 < float(re.findall(r"\d+\.\d{3}", row)[0]) < 2.0
