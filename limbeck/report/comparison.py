@@ -18,7 +18,6 @@ from limbeck.report.sections import Cell, Column, Figure, Figures, Highlight, Hi
 _AGREEMENT = Measure("agreement.top1", "Agreement", "fraction", "higher")
 _LOSSES_SHOWN = 3
 _NAMED = 3
-_RANKED_FROM = 3
 
 
 def best(arms: Sequence[Arm], kind: str) -> Arm | None:
@@ -145,7 +144,7 @@ def _seeds(arm: Arm) -> str:
 def _savings(student: Arm, teacher: Arm) -> list[Highlight]:
     wanted = {
         "latency.batch_1.p50_ms": "faster than the teacher",
-        "cost.parameters": "fewer parameters than the teacher",
+        "cost.parameters": "fewer parameters",
     }
     known = {measure.key: measure for measure in measures()}
     items = []
@@ -239,6 +238,8 @@ def _caption(arms: Sequence[Arm], columns: Sequence[Measure]) -> str:
         return ""
     number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     if all(measure.key.startswith(("cost.", "latency.")) for measure in columns):
+        if not any(measure.key.startswith("latency.") for measure in columns):
+            return ""
         spread = "" if counts == [1] else f"; mean ± standard deviation over {number} runs"
         return f"Latency is the median of a forward pass on this machine{spread}."
     spread = "One seed each" if counts == [1] else f"Mean ± standard deviation over {number} seeds"
@@ -267,8 +268,7 @@ def _figures(title: str, *figures: Figure | None) -> Figures | None:
 def _overview(arms: Sequence[Arm]) -> list[Figure | None]:
     looks = palette(arms)
     by_key = {measure.key: measure for measure in measures()}
-    students = [arm for arm in arms if arm.kind != "teacher"]
-    ranked = ranking(arms, looks, ACCURACY, alone(arms)) if len(students) >= _RANKED_FROM else None
+    ranked = ranking(arms, looks, ACCURACY, alone(arms))
     # Parameters and operations mostly tell the same; the first that tells models apart is enough.
     against = (cost_accuracy(arms, looks, by_key[key]) for key in ("cost.parameters", "cost.macs"))
     return [ranked, next((figure for figure in against if figure is not None), None)]

@@ -137,7 +137,7 @@ def _subtitle(records: Sequence[RunRecord]) -> str:
     parts = [runs, f"on {', '.join(data)}" if data else "", f"with {len(seeds)} seed{'s' if len(seeds) != 1 else ''}"]
     parts.append(f"judged on the {' and '.join(split)} data" if split else "")
     line = " ".join(part for part in parts[:3] if part) + (", " + parts[3] if parts[3] else "") + "."
-    return f"{about[0]} {line}" if len(about) == 1 else line
+    return f"{about[0].rstrip('.')}. {line}" if len(about) == 1 else line
 
 
 def _data_name(record: RunRecord) -> str:
