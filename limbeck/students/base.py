@@ -15,7 +15,7 @@ models: Registry[Callable[..., nn.Module]] = Registry("model", "limbeck.students
 
 
 def register(
-    name: str, *, title: str, paper: str, year: int, params: int | None = None
+    name: str, *, title: str, paper: str, year: int, authors: str = "", params: int | None = None
 ) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
     """Returns a decorator that registers a constructor and checks its keyword arguments at every call.
 
@@ -27,9 +27,10 @@ def register(
         title: title of the publication.
         paper: arXiv number, or a URL where there is none; empty where there is no paper.
         year: year of publication.
+        authors: authors of the publication, joined by ``and`` as BibTeX does.
         params: number of parameters for 100 classes and 3 channels.
     """
-    enter = models.register(name, title=title, paper=paper, year=year, params=params)
+    enter = models.register(name, title=title, paper=paper, year=year, authors=authors, params=params)
 
     def decorate(constructor: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         return enter(validated(f"model '{name}'", constructor))

@@ -29,6 +29,7 @@ _STAGE_ENDS = (2, 4, 10, 15)
 @register(
     "efficientnet_lite0",
     title="EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks",
+    authors="Mingxing Tan and Quoc V. Le",
     paper="1905.11946",
     year=2019,
     params=3_499_108,

@@ -50,6 +50,7 @@ class InvertedResidual(nn.Module):
 @register(
     "mobilenet_v2",
     title="MobileNetV2: Inverted Residuals and Linear Bottlenecks",
+    authors="Mark Sandler and Andrew Howard and Menglong Zhu and Andrey Zhmoginov and Liang-Chieh Chen",
     paper="1801.04381",
     year=2018,
     params=812_836,

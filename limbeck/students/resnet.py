@@ -12,6 +12,7 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,7 +20,12 @@ from limbeck.anatomy import Anatomy
 from limbeck.hyperparameters import Count
 from limbeck.students.base import StagedClassifier, conv1x1, conv3x3, conv_norm_act, initialise, register
 
-_TITLE = "Deep Residual Learning for Image Recognition"
+_PAPER: dict[str, Any] = {
+    "title": "Deep Residual Learning for Image Recognition",
+    "authors": "Kaiming He and Xiangyu Zhang and Shaoqing Ren and Jian Sun",
+    "paper": "1512.03385",
+    "year": 2016,
+}
 _NARROW = (16, 16, 32, 64)
 _WIDE = (32, 64, 128, 256)
 _IMAGENET = (64, 64, 128, 256, 512)
@@ -119,67 +125,67 @@ def _cifar(depth: int, widths: Sequence[int], num_classes: int, in_channels: int
     return _resnet(BasicBlock, [(depth - 2) // 6] * 3, widths, num_classes=num_classes, in_channels=in_channels)
 
 
-@register("resnet8", title=_TITLE, paper="1512.03385", year=2016, params=83_892)
+@register("resnet8", **_PAPER, params=83_892)
 def resnet8(*, num_classes: Count, in_channels: Count = 3) -> nn.Module:
     """Returns the CIFAR ResNet of 8 layers, 16-16-32-64 channels."""
     return _cifar(8, _NARROW, num_classes, in_channels)
 
 
-@register("resnet14", title=_TITLE, paper="1512.03385", year=2016, params=181_108)
+@register("resnet14", **_PAPER, params=181_108)
 def resnet14(*, num_classes: Count, in_channels: Count = 3) -> nn.Module:
     """Returns the CIFAR ResNet of 14 layers, 16-16-32-64 channels."""
     return _cifar(14, _NARROW, num_classes, in_channels)
 
 
-@register("resnet20", title=_TITLE, paper="1512.03385", year=2016, params=278_324)
+@register("resnet20", **_PAPER, params=278_324)
 def resnet20(*, num_classes: Count, in_channels: Count = 3) -> nn.Module:
     """Returns the CIFAR ResNet of 20 layers, 16-16-32-64 channels."""
     return _cifar(20, _NARROW, num_classes, in_channels)
 
 
-@register("resnet32", title=_TITLE, paper="1512.03385", year=2016, params=472_756)
+@register("resnet32", **_PAPER, params=472_756)
 def resnet32(*, num_classes: Count, in_channels: Count = 3) -> nn.Module:
     """Returns the CIFAR ResNet of 32 layers, 16-16-32-64 channels."""
     return _cifar(32, _NARROW, num_classes, in_channels)
 
 
-@register("resnet44", title=_TITLE, paper="1512.03385", year=2016, params=667_188)
+@register("resnet44", **_PAPER, params=667_188)
 def resnet44(*, num_classes: Count, in_channels: Count = 3) -> nn.Module:
     """Returns the CIFAR ResNet of 44 layers, 16-16-32-64 channels."""
     return _cifar(44, _NARROW, num_classes, in_channels)
 
 
-@register("resnet56", title=_TITLE, paper="1512.03385", year=2016, params=861_620)
+@register("resnet56", **_PAPER, params=861_620)
 def resnet56(*, num_classes: Count, in_channels: Count = 3) -> nn.Module:
     """Returns the CIFAR ResNet of 56 layers, 16-16-32-64 channels."""
     return _cifar(56, _NARROW, num_classes, in_channels)
 
 
-@register("resnet110", title=_TITLE, paper="1512.03385", year=2016, params=1_736_564)
+@register("resnet110", **_PAPER, params=1_736_564)
 def resnet110(*, num_classes: Count, in_channels: Count = 3) -> nn.Module:
     """Returns the CIFAR ResNet of 110 layers, 16-16-32-64 channels."""
     return _cifar(110, _NARROW, num_classes, in_channels)
 
 
-@register("resnet8x4", title=_TITLE, paper="1512.03385", year=2016, params=1_233_540)
+@register("resnet8x4", **_PAPER, params=1_233_540)
 def resnet8x4(*, num_classes: Count, in_channels: Count = 3) -> nn.Module:
     """Returns the CIFAR ResNet of 8 layers, 32-64-128-256 channels."""
     return _cifar(8, _WIDE, num_classes, in_channels)
 
 
-@register("resnet32x4", title=_TITLE, paper="1512.03385", year=2016, params=7_433_860)
+@register("resnet32x4", **_PAPER, params=7_433_860)
 def resnet32x4(*, num_classes: Count, in_channels: Count = 3) -> nn.Module:
     """Returns the CIFAR ResNet of 32 layers, 32-64-128-256 channels."""
     return _cifar(32, _WIDE, num_classes, in_channels)
 
 
-@register("resnet18", title=_TITLE, paper="1512.03385", year=2016, params=11_220_132)
+@register("resnet18", **_PAPER, params=11_220_132)
 def resnet18(*, num_classes: Count, in_channels: Count = 3) -> nn.Module:
     """Returns ResNet-18 with a 3x3 stem of stride 1 and no initial pooling, for small images."""
     return _resnet(BasicBlock, (2, 2, 2, 2), _IMAGENET, num_classes=num_classes, in_channels=in_channels)
 
 
-@register("resnet50", title=_TITLE, paper="1512.03385", year=2016, params=23_705_252)
+@register("resnet50", **_PAPER, params=23_705_252)
 def resnet50(*, num_classes: Count, in_channels: Count = 3) -> nn.Module:
     """Returns ResNet-50 with a 3x3 stem of stride 1 and no initial pooling, for small images."""
     return _resnet(Bottleneck, (3, 4, 6, 3), _IMAGENET, num_classes=num_classes, in_channels=in_channels)

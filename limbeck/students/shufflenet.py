@@ -100,6 +100,7 @@ class UnitV2(nn.Module):
 @register(
     "shufflenet_v1",
     title="ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile Devices",
+    authors="Xiangyu Zhang and Xinyu Zhou and Mengxiao Lin and Jian Sun",
     paper="1707.01083",
     year=2018,
     params=949_258,
@@ -134,6 +135,7 @@ def shufflenet_v1(*, num_classes: Count, in_channels: Count = 3) -> nn.Module:
 @register(
     "shufflenet_v2",
     title="ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design",
+    authors="Ningning Ma and Xiangyu Zhang and Hai-Tao Zheng and Jian Sun",
     paper="1807.11164",
     year=2018,
     params=1_355_528,

@@ -10,6 +10,7 @@ Reference: Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Sc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -17,7 +18,12 @@ from limbeck.anatomy import Anatomy
 from limbeck.hyperparameters import Count
 from limbeck.students.base import StagedClassifier, initialise, register
 
-_TITLE = "Very Deep Convolutional Networks for Large-Scale Image Recognition"
+_PAPER: dict[str, Any] = {
+    "title": "Very Deep Convolutional Networks for Large-Scale Image Recognition",
+    "authors": "Karen Simonyan and Andrew Zisserman",
+    "paper": "1409.1556",
+    "year": 2015,
+}
 _CHANNELS = (64, 128, 256, 512, 512)
 
 
@@ -54,19 +60,19 @@ def _vgg(depths: Sequence[int], num_classes: int, in_channels: int, image_size: 
     return model
 
 
-@register("vgg8", title=_TITLE, paper="1409.1556", year=2015, params=3_965_028)
+@register("vgg8", **_PAPER, params=3_965_028)
 def vgg8(*, num_classes: Count, in_channels: Count = 3, image_size: tuple[int, int] = (32, 32)) -> nn.Module:
     """Returns VGG-8 with one convolution in its blocks."""
     return _vgg((1, 1, 1, 1, 1), num_classes, in_channels, image_size)
 
 
-@register("vgg11", title=_TITLE, paper="1409.1556", year=2015, params=9_277_284)
+@register("vgg11", **_PAPER, params=9_277_284)
 def vgg11(*, num_classes: Count, in_channels: Count = 3, image_size: tuple[int, int] = (32, 32)) -> nn.Module:
     """Returns VGG-11 with 1, 1, 2, 2, 2 convolutions in its blocks."""
     return _vgg((1, 1, 2, 2, 2), num_classes, in_channels, image_size)
 
 
-@register("vgg13", title=_TITLE, paper="1409.1556", year=2015, params=9_462_180)
+@register("vgg13", **_PAPER, params=9_462_180)
 def vgg13(*, num_classes: Count, in_channels: Count = 3, image_size: tuple[int, int] = (32, 32)) -> nn.Module:
     """Returns VGG-13 with 2, 2, 2, 2, 2 convolutions in its blocks."""
     return _vgg((2, 2, 2, 2, 2), num_classes, in_channels, image_size)

@@ -11,6 +11,7 @@ References: Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021, https:
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,16 @@ from limbeck.hyperparameters import Count, Fraction, Positive
 from limbeck.students.base import register
 from limbeck.students.maps import TokensToMap
 
-_TITLE = "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale"
+_PAPER: dict[str, Any] = {
+    "title": "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale",
+    "authors": (
+        "Alexey Dosovitskiy and Lucas Beyer and Alexander Kolesnikov and Dirk Weissenborn and "
+        "Xiaohua Zhai and Thomas Unterthiner and Mostafa Dehghani and Matthias Minderer and Georg Heigold and "
+        "Sylvain Gelly and Jakob Uszkoreit and Neil Houlsby"
+    ),
+    "paper": "2010.11929",
+    "year": 2021,
+}
 
 
 class SelfAttention(nn.Module):
@@ -137,7 +147,7 @@ def _initialise(model: VisionTransformer) -> None:
                 nn.init.zeros_(module.bias)
 
 
-@register("vit", title=_TITLE, paper="2010.11929", year=2021)
+@register("vit", **_PAPER)
 def vit(
     *,
     num_classes: Count,
@@ -166,7 +176,7 @@ def vit(
     )
 
 
-@register("vit_micro", title=_TITLE, paper="2010.11929", year=2021, params=469_444)
+@register("vit_micro", **_PAPER, params=469_444)
 def vit_micro(
     *, num_classes: Count, in_channels: Count = 3, image_size: tuple[int, int] = (32, 32), patch_size: Count = 4
 ) -> nn.Module:
@@ -183,7 +193,7 @@ def vit_micro(
     )
 
 
-@register("vit_tiny", title=_TITLE, paper="2010.11929", year=2021, params=2_714_596)
+@register("vit_tiny", **_PAPER, params=2_714_596)
 def vit_tiny(
     *, num_classes: Count, in_channels: Count = 3, image_size: tuple[int, int] = (32, 32), patch_size: Count = 4
 ) -> nn.Module:
@@ -200,7 +210,7 @@ def vit_tiny(
     )
 
 
-@register("vit_small", title=_TITLE, paper="2010.11929", year=2021, params=16_052_836)
+@register("vit_small", **_PAPER, params=16_052_836)
 def vit_small(
     *, num_classes: Count, in_channels: Count = 3, image_size: tuple[int, int] = (32, 32), patch_size: Count = 4
 ) -> nn.Module:

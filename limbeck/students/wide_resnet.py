@@ -10,13 +10,20 @@ Reference:
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from limbeck.anatomy import Anatomy
 from limbeck.hyperparameters import Count, Fraction
 from limbeck.students.base import StagedClassifier, conv1x1, conv3x3, initialise, register
 
-_TITLE = "Wide Residual Networks"
+_PAPER: dict[str, Any] = {
+    "title": "Wide Residual Networks",
+    "authors": "Sergey Zagoruyko and Nikos Komodakis",
+    "paper": "1605.07146",
+    "year": 2016,
+}
 
 
 class PreActivationBlock(nn.Module):
@@ -76,25 +83,25 @@ def _wide_resnet(depth: int, width: int, *, num_classes: int, in_channels: int, 
     return model
 
 
-@register("wrn_16_1", title=_TITLE, paper="1605.07146", year=2016, params=180_916)
+@register("wrn_16_1", **_PAPER, params=180_916)
 def wrn_16_1(*, num_classes: Count, in_channels: Count = 3, dropout: Fraction = 0.0) -> nn.Module:
     """Returns WRN-16-1; ``dropout`` acts between the two convolutions of each block."""
     return _wide_resnet(16, 1, num_classes=num_classes, in_channels=in_channels, dropout=dropout)
 
 
-@register("wrn_16_2", title=_TITLE, paper="1605.07146", year=2016, params=703_284)
+@register("wrn_16_2", **_PAPER, params=703_284)
 def wrn_16_2(*, num_classes: Count, in_channels: Count = 3, dropout: Fraction = 0.0) -> nn.Module:
     """Returns WRN-16-2; ``dropout`` acts between the two convolutions of each block."""
     return _wide_resnet(16, 2, num_classes=num_classes, in_channels=in_channels, dropout=dropout)
 
 
-@register("wrn_40_1", title=_TITLE, paper="1605.07146", year=2016, params=569_780)
+@register("wrn_40_1", **_PAPER, params=569_780)
 def wrn_40_1(*, num_classes: Count, in_channels: Count = 3, dropout: Fraction = 0.0) -> nn.Module:
     """Returns WRN-40-1; ``dropout`` acts between the two convolutions of each block."""
     return _wide_resnet(40, 1, num_classes=num_classes, in_channels=in_channels, dropout=dropout)
 
 
-@register("wrn_40_2", title=_TITLE, paper="1605.07146", year=2016, params=2_255_156)
+@register("wrn_40_2", **_PAPER, params=2_255_156)
 def wrn_40_2(*, num_classes: Count, in_channels: Count = 3, dropout: Fraction = 0.0) -> nn.Module:
     """Returns WRN-40-2; ``dropout`` acts between the two convolutions of each block."""
     return _wide_resnet(40, 2, num_classes=num_classes, in_channels=in_channels, dropout=dropout)

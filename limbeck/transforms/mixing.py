@@ -66,7 +66,13 @@ class _Mixing(Transform):
         raise TypeError(f"{type(self).__name__} does not define mix(inputs, partner, share, place)")
 
 
-@transform("mixup", paper="1710.09412", title="mixup: Beyond Empirical Risk Minimization")
+@transform(
+    "mixup",
+    title="mixup: Beyond Empirical Risk Minimization",
+    authors="Hongyi Zhang and Moustapha Cisse and Yann N. Dauphin and David Lopez-Paz",
+    paper="1710.09412",
+    year=2018,
+)
 class Mixup(_Mixing):
     """Blends every sample with another one of its batch (Zhang et al., 2018, https://arxiv.org/abs/1710.09412).
 
@@ -90,7 +96,13 @@ class Mixup(_Mixing):
         return inputs * share + inputs[partner] * (1 - share), share
 
 
-@transform("cutmix", paper="1905.04899", title="CutMix: Regularization Strategy to Train Strong Classifiers")
+@transform(
+    "cutmix",
+    title="CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features",
+    authors="Sangdoo Yun and Dongyoon Han and Seong Joon Oh and Sanghyuk Chun and Junsuk Choe and Youngjoon Yoo",
+    paper="1905.04899",
+    year=2019,
+)
 class CutMix(_Mixing):
     """Pastes a rectangle of another sample of the batch into every sample.
 
