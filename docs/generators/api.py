@@ -11,6 +11,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+import limbeck
 from limbeck.methods.base import Method, methods
 from limbeck.report.docstrings import Docstring, documented
 
@@ -45,6 +46,16 @@ PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "export": ("Export and report", ("limbeck.export", "limbeck.report")),
 }
 _WIDEST_SIGNATURE = 100
+
+
+def _further() -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Returns a page for each package that none of :data:`PAGES` covers."""
+    covered = {module for _, modules in PAGES.values() for module in modules}
+    names = [module.name for module in pkgutil.iter_modules(limbeck.__path__) if module.ispkg]
+    return {n: (n.capitalize(), (f"limbeck.{n}",)) for n in names if f"limbeck.{n}" not in covered}
+
+
+PAGES |= _further()
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,8 @@ def _reference(name: str, short: bool, links: Links, base: str) -> str:
 
 
 def cell(text: str) -> str:
-    """Returns text for a cell of a table: on one line, its bars escaped."""
-    return " ".join(text.split()).replace("|", r"\|")
+    """Returns text for a cell of a table: on one line, its bars escaped, a number beside its sign."""
+    return re.sub(r"([<>≤≥]) (?=\d)", "\\1\u00a0", " ".join(text.split())).replace("|", r"\|")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -11,7 +11,8 @@ from torch import nn
 from limbeck.anatomy import TAP_GROUPS, anatomy_of
 from limbeck.engine.combine import check_weights
 from limbeck.errors import LimbeckError, NeedsError, suggest
-from limbeck.methods.base import Method
+from limbeck.methods.base import Method, Setup
+from limbeck.schedules import Weight
 from limbeck.signals import Batch, Signals
 from limbeck.taps import resolve
 
@@ -136,6 +137,32 @@ def _check_classes(method: Method, signals: Mapping[str, Signals]) -> None:
         raise NeedsError(
             f"the roles have different numbers of classes ({said}); give both models the same, in the same order"
         )
+
+
+def fit(
+    method: Method,
+    setup: Setup,
+    batch: Batch,
+    weights: Mapping[str, Weight],
+    observe_all: Callable[[], Iterator[tuple[Batch, dict[str, Signals]]]],
+) -> None:
+    """Builds a method for the shapes of a dry run, sets its weights, and tries its loss once.
+
+    Args:
+        method: the method.
+        setup: what it is built from.
+        batch: the batch of the dry run.
+        weights: weights of terms that take precedence over the method's own.
+        observe_all: passes over the training data, for methods that gather statistics.
+
+    Raises:
+        NeedsError: the method cannot use these shapes.
+        RecipeError: a weight names no term, or a term has no weight.
+    """
+    method.build(setup)
+    method.weights.update(weights)
+    method.prepare(observe_all)
+    trial(method, batch, dict(setup.signals))
 
 
 def trial(method: Method, batch: Batch, signals: dict[str, Signals]) -> None:

@@ -15,7 +15,7 @@ from limbeck.engine.combine import combine
 from limbeck.engine.gradients import Gradients
 from limbeck.engine.interruption import Interrupted, StopRequest
 from limbeck.engine.optimization import build_optimizer, learning_rate
-from limbeck.engine.preflight import dry_run, trial
+from limbeck.engine.preflight import dry_run, fit
 from limbeck.engine.roles import Role, make_observers
 from limbeck.engine.run_folder import RunFolder
 from limbeck.engine.settings import TrainSettings
@@ -138,13 +138,9 @@ class Stage:
         """Fits the method to the shapes of a dry run and refuses what cannot work."""
         batch, signals = self._gathered(*distributed.together(lambda: self._observe_first(num_classes)))
         live = {name: role.model for name, role in roles.items() if role.model is not None and name in self.observers}
-        taps = {name: o.taps.groups for name, o in self.observers.items() if hasattr(o, "taps")}
-        self.method.build(
-            Setup(signals=signals, models=live, taps=taps, num_classes=num_classes, labels=labels, seed=self.seed)
-        )
-        self.method.weights.update(weights)
-        self.method.prepare(lambda: self._observe_all())
-        trial(self.method, batch, signals)
+        taps = {name: o.taps.groups for name, o in self.observers.items() if isinstance(o, Observer)}
+        setup = Setup(signals=signals, models=live, taps=taps, num_classes=num_classes, labels=labels, seed=self.seed)
+        fit(self.method, setup, batch, weights, self._observe_all)
 
     def _observe_first(self, num_classes: int | None) -> tuple[Batch, dict[str, Signals]]:
         batch = self.first_batch()

@@ -10,17 +10,19 @@ from pathlib import Path
 TESTS = Path(__file__).parents[1]
 
 
-def started(*arguments: str) -> subprocess.Popen[str]:
-    """Two processes on this machine, one thread each, that run."""
+def started(*arguments: str, folder: Path | None = None) -> subprocess.Popen[str]:
+    """Two processes on this machine, one thread each, that run in ``folder``."""
     paths = [str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
-def torchrun(*arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+def torchrun(*arguments: str, folder: Path | None = None, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """Runs two processes to their end."""
-    with started(*arguments) as process:
+    with started(*arguments, folder=folder) as process:
         try:
             out, error = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import limbeck
+from distributed.launch import torchrun
 from docs.blocks import blocks, commands, run_page
 from limbeck.methods.base import methods
 
@@ -22,6 +24,21 @@ def test_a_guide_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     assert run_page(GUIDES / f"{name}.md", tmp_path) >= 3
+
+
+@pytest.mark.distributed
+def test_the_guide_to_several_processes_says_what_runs(tmp_path: Path) -> None:
+    page = list(blocks(GUIDES / "distributed.md"))
+    recipe = next(block for block in page if block.title is not None)
+    (tmp_path / str(recipe.title)).write_text(recipe.text)
+    lines = [line for block in page if block.language == "console" for line in block.text.splitlines()]
+    said = next(block.text.strip() for block in page if block.language == "text")
+    program, _, number, *arguments = shlex.split(lines[0].removeprefix("$ "))
+    assert (program, number) == ("torchrun", "2")
+    done = torchrun(*arguments, folder=tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert said in done.stderr
+    assert list((tmp_path / "runs").glob("shared-*/results.json"))
 
 
 def test_the_guide_to_an_own_method_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,12 @@ def test_every_page_is_in_the_navigation(pages: Path) -> None:
     assert {page for page in written if f"({page})" not in summary} == set()
 
 
+def test_the_architecture_names_every_folder() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    folders = sorted(p.parent.name for p in (ROOT / "limbeck").glob("*/__init__.py"))
+    assert [f for f in folders if f"  {f}/ " not in text] == []
+
+
 def test_nothing_is_left_to_insert_and_no_docstring_markup_is_left(pages: Path) -> None:
     for page in pages.rglob("*.md"):
         text = page.read_text("utf-8")
