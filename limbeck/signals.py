@@ -15,7 +15,7 @@ def _map(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     """Applies ``fn`` to every tensor in a nest of dicts and tuples."""
     if isinstance(value, Tensor):
         return fn(value)
-    if isinstance(value, (Signals, TopK)):
+    if isinstance(value, (Signals, TopK, Sampled, Head, Hidden)):
         return value.map(fn)
     if isinstance(value, Mapping):
         mapped = {k: _map(v, fn) for k, v in value.items()}
@@ -37,6 +37,16 @@ class Batch(dict[str, Any]):
     - ``index``: ``[B]`` stable sample ids, always there: memory banks, caches and sample weights need them;
     - ``mask``: which positions count, where a task has positions;
     - ``epoch``: a plain int, for streams of random numbers.
+
+    Language models: a row is one sequence, or several that were packed into one.
+
+    - ``inputs``: a dict of ``[B, T]`` tensors, ``input_ids``, ``attention_mask`` (1 where a token is real),
+      ``position_ids`` (from 0 in every sequence) and, in packed rows, ``segment_ids`` (number of the sequence in its row
+      from 1, 0 for padding);
+    - ``labels``: ``[B, T]`` int64, shifted already: entry ``t`` is the token that the output at position ``t`` predicts,
+      -100 where it is not to be learnt;
+    - ``mask``: ``[B, T]`` bool, where ``labels`` counts;
+    - ``completion``: ``[B, T]`` bool, where the token to predict belongs to a completion, whether it counts or not.
     """
 
     @property
@@ -71,20 +81,25 @@ class TopK:
     """The ``k`` largest log-probabilities of a distribution over ``classes``, and the exact mass of the rest.
 
     Attributes:
-        logprobs: ``[B, k]`` natural log-probabilities at temperature 1, in decreasing order.
+        logprobs: ``[B, k]`` (``[B, T, k]`` for sequences) natural log-probabilities at temperature 1, in decreasing
+            order.
         indices: ``[B, k]`` int64 class indices.
         tail: ``[B]`` log of the summed probability of all other classes (``-inf`` where ``k == classes``).
         classes: number of classes.
+        logsumexp: ``[B]`` logarithm of the sum of the exponentials of all logits, where it is known: with it the kept
+            logits themselves are ``logprobs + logsumexp``.
     """
 
     logprobs: Tensor
     indices: Tensor
     tail: Tensor
     classes: int
+    logsumexp: Tensor | None = None
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> TopK:
         """Returns a record with ``fn`` applied to every tensor."""
-        return TopK(fn(self.logprobs), fn(self.indices), fn(self.tail), self.classes)
+        lse = None if self.logsumexp is None else fn(self.logsumexp)
+        return TopK(fn(self.logprobs), fn(self.indices), fn(self.tail), self.classes, lse)
 
     def dense(self) -> Tensor:
         """Returns ``[B, classes]`` log-probabilities with the tail spread evenly over the classes that are not listed.
@@ -98,18 +113,111 @@ class TopK:
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """Classes drawn from a distribution over ``classes``: a sparse target whose expectation is the distribution.
+
+    Attributes:
+        indices: ``[..., n]`` int64 distinct class indices of a position, in the order in which they were stored.
+        weights: ``[..., n]`` weight of each, which sum to one; 0 in unused places.
+        classes: number of classes.
+
+    Reference:
+        Anshumann et al., Sparse Logit Sampling: Accelerating Knowledge Distillation in LLMs, 2025,
+        https://arxiv.org/abs/2503.16870
+    """
+
+    indices: Tensor
+    weights: Tensor
+    classes: int
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Sampled:
+        """Returns a record with ``fn`` applied to every tensor."""
+        return Sampled(fn(self.indices), fn(self.weights), self.classes)
+
+    def dense(self) -> Tensor:
+        """Returns the ``[..., classes]`` probabilities, zero for all classes that were not drawn."""
+        zeros = self.weights.new_zeros(*self.weights.shape[:-1], self.classes)
+        return zeros.scatter_add(-1, self.indices, self.weights)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output layer of a language model: ``softcap(scale * (x @ weight.T + bias))`` over the true vocabulary.
+
+    Attributes:
+        weight: ``[V, D]``; rows from ``vocabulary`` on are padding and stand for no token.
+        bias: ``[V]``.
+        scale: what logits are multiplied by (Cohere; the inverse of Granite's ``logits_scaling``).
+        softcap: logits are squashed to ``softcap * tanh(logits / softcap)`` after scaling (Gemma).
+        vocabulary: number of true tokens; all rows when None.
+        adapter: LoRA factors ``A [r, D]``, ``B [V, r]`` and their scale: ``B @ A * scale`` is added to ``weight``.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+    vocabulary: int | None = None
+    adapter: tuple[Tensor, Tensor, float] | None = None
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Head:
+        """Returns a record with ``fn`` applied to every tensor."""
+        adapter = None if self.adapter is None else (fn(self.adapter[0]), fn(self.adapter[1]), self.adapter[2])
+        return replace(self, weight=fn(self.weight), bias=_map(self.bias, fn), adapter=adapter)
+
+    @property
+    def classes(self) -> int:
+        """Number of true tokens."""
+        return self.weight.shape[0] if self.vocabulary is None else self.vocabulary
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """Returns the ``[..., classes]`` logits of ``[..., D]`` hidden states: what a lean loss must equal."""
+        rows = slice(self.classes)
+        logits = torch.nn.functional.linear(states, self.weight[rows], None if self.bias is None else self.bias[rows])
+        if self.adapter is not None:
+            low, high, strength = self.adapter
+            logits = logits + strength * ((states @ low.T) @ high[rows].T)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Final hidden states and the head that makes logits of them, so that nobody need hold ``[tokens, vocabulary]``.
+
+    Attributes:
+        states: ``[B, T, D]`` what the head reads.
+        head: the output layer.
+    """
+
+    states: Tensor
+    head: Head
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Hidden:
+        """Returns a record with ``fn`` applied to every tensor."""
+        return Hidden(fn(self.states), self.head.map(fn))
+
+    def logits(self) -> Tensor:
+        """Returns the ``[B, T, V]`` logits over the true vocabulary."""
+        return self.head(self.states)
+
+
+@dataclass(frozen=True)
 class Signals:
     """What a role says about a batch. A method sees this record and never the model.
 
     Attributes:
-        logits: ``[B, C]`` raw class scores.
+        logits: ``[B, C]`` raw class scores; ``[B, T, V]`` of a language model, over the true vocabulary.
         features: tensors by tap group, from shallow to deep. Image classifiers use the groups ``stem``, ``stages`` (the
             ``[B, C, H, W]`` maps at the end of each stage, after the activation), ``preacts`` (the same before the
             activation) and ``pooled`` (the ``[B, D]`` input of the classifier).
         embedding: ``[B, D]`` sentence, image or sample embedding.
         attentions: ``[B, heads, T, T]`` a layer.
         topk: a truncated distribution, as a cache or a server gives it.
-        logprobs: log-probabilities of chosen tokens.
+        logprobs: log-probabilities of chosen tokens; ``[B, T]`` of the tokens in ``labels`` for language models.
+        sampled: a distribution as classes that were drawn from it.
+        hidden: final hidden states and output layer of a language model, instead of ``logits``.
         views: the same record for further views of the samples.
     """
 
@@ -119,6 +227,8 @@ class Signals:
     attentions: tuple[Tensor, ...] | None = None
     topk: TopK | None = None
     logprobs: Tensor | None = None
+    sampled: Sampled | None = None
+    hidden: Hidden | None = None
     views: Mapping[str, Signals] = field(default_factory=dict)
 
     def feature(self, group: str) -> Tensor:

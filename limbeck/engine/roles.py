@@ -78,6 +78,7 @@ def _observer(
     common: dict[str, Any] = {
         "autocast": torch.bfloat16 if (role.precision or precision) == "bf16" else None,
         "channels_last": channels_last,
+        "wanted": method.needs.roles.get(name, frozenset()),
     }
     groups = tap_groups(name, model, method.needs.groups(name), role.taps)
     views = method.needs.views

@@ -16,7 +16,7 @@ from limbeck.tasks.base import tasks
 class Classification:
     """Runs models that give class scores: a tensor ``[B, C]``, or a record with ``logits`` as transformers has."""
 
-    def run(self, model: nn.Module, inputs: Any) -> Signals:
+    def run(self, model: nn.Module, inputs: Any, wanted: frozenset[str] = frozenset()) -> Signals:
         """Returns the logits of ``model`` on ``inputs``."""
         output = model(inputs)
         logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)

@@ -38,6 +38,7 @@ class EMATeacher(Observer):
             are floating point.
         autocast: run the copy under autocast to this type.
         channels_last: give the copy images in channels-last memory format.
+        wanted: names of the signals that will be read.
 
     Raises:
         RecipeError: ``decay``, ``warmup`` or ``buffers`` is out of range.
@@ -56,6 +57,7 @@ class EMATeacher(Observer):
         buffers: Literal["copy", "average"] = "copy",
         autocast: torch.dtype | None = None,
         channels_last: bool = False,
+        wanted: frozenset[str] = frozenset(),
     ) -> None:
         if warmup < 0:
             raise RecipeError(f"the warm-up of an average must not be negative, but it is {warmup}")
@@ -66,7 +68,9 @@ class EMATeacher(Observer):
         average = copy.deepcopy(student)
         untap(average)
         average.eval().requires_grad_(False)
-        super().__init__(role, average, task, groups, views, autocast=autocast, channels_last=channels_last)
+        super().__init__(
+            role, average, task, groups, views, autocast=autocast, channels_last=channels_last, wanted=wanted
+        )
         # `self.model` may be compiled later; the weights are those of the module itself.
         self._average = average
         self._student = student

@@ -39,6 +39,7 @@ class FrozenTeacher(Observer):
             everything else stays in eval mode.
         autocast: run the model under autocast to this type.
         channels_last: give the model images in channels-last memory format.
+        wanted: names of the signals that will be read.
 
     Example:
         >>> from limbeck.tasks.classification import Classification
@@ -61,8 +62,11 @@ class FrozenTeacher(Observer):
         batch_statistics: bool = False,
         autocast: torch.dtype | None = None,
         channels_last: bool = False,
+        wanted: frozenset[str] = frozenset(),
     ) -> None:
-        super().__init__(role, model, task, groups, views, autocast=autocast, channels_last=channels_last)
+        super().__init__(
+            role, model, task, groups, views, autocast=autocast, channels_last=channels_last, wanted=wanted
+        )
         # `self.model` may be compiled later, which changes the names of its parameters; the module stays the same.
         self._frozen = model
         self._modules = list(model.modules())

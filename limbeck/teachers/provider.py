@@ -41,6 +41,7 @@ class Observer:
         autocast: run the model under autocast to this type; its signals come back in float32, in which losses are
             computed.
         channels_last: give the model images in channels-last memory format.
+        wanted: names of the signals that will be read; a task may leave out what is costly and not among them.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Observer:
         *,
         autocast: torch.dtype | None = None,
         channels_last: bool = False,
+        wanted: frozenset[str] = frozenset(),
     ) -> None:
         self.role = role
         self.model = model
@@ -60,6 +62,7 @@ class Observer:
         self.taps = Taps(model, groups or {})
         self.views = tuple(views)
         self._autocast = autocast
+        self._wanted = wanted
         self._channels_last = channels_last
         if channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -74,11 +77,11 @@ class Observer:
     def _run(self, inputs: Any) -> Signals:
         if self._channels_last and isinstance(inputs, torch.Tensor) and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        context = nullcontext() if self._autocast is None else torch.autocast(inputs.device.type, self._autocast)
+        context = nullcontext() if self._autocast is None else torch.autocast(_device_type(inputs), self._autocast)
         if self.taps.groups:
             self.taps.listen()
         with context:
-            signals = self.task.run(self.model, inputs)
+            signals = self.task.run(self.model, inputs, self._wanted)
         if self.taps.groups:
             signals = replace(signals, features=self.taps.collect())
         return signals if self._autocast is None else signals.map(_full_precision)
@@ -86,6 +89,12 @@ class Observer:
     def close(self) -> None:
         """Removes the taps."""
         self.taps.close()
+
+
+def _device_type(inputs: Any) -> str:
+    """Returns where inputs are: a tensor, or a mapping of tensors."""
+    tensor = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
+    return tensor.device.type
 
 
 def _full_precision(tensor: Tensor) -> Tensor:
