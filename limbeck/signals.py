@@ -41,10 +41,10 @@ class Batch(dict[str, Any]):
     Language models: a row is one sequence, or several that were packed into one.
 
     - ``inputs``: a dict of ``[B, T]`` tensors, ``input_ids``, ``attention_mask`` (1 where a token is real),
-      ``position_ids`` (from 0 in every sequence) and, in packed rows, ``segment_ids`` (number of the sequence in its row
-      from 1, 0 for padding);
-    - ``labels``: ``[B, T]`` int64, shifted already: entry ``t`` is the token that the output at position ``t`` predicts,
-      -100 where it is not to be learnt;
+      ``position_ids`` (from 0 in every sequence) and, in packed rows, ``segment_ids`` (number of the sequence in its
+      row from 1, 0 for padding);
+    - ``labels``: ``[B, T]`` int64, shifted already: entry ``t`` is the token that the output at position ``t``
+      predicts, -100 where it is not to be learnt;
     - ``mask``: ``[B, T]`` bool, where ``labels`` counts;
     - ``completion``: ``[B, T]`` bool, where the token to predict belongs to a completion, whether it counts or not.
     """

@@ -117,7 +117,7 @@ def _explained(role: str, observer: Callable[[Batch], Signals]) -> Callable[[Bat
 
 def _check_needs(method: Method, signals: Mapping[str, Signals]) -> None:
     for role, needed in method.needs.roles.items():
-        missing = sorted(needed - signals[role].present())
+        missing = sorted(n.replace("|", " or ") for n in needed if signals[role].present().isdisjoint(n.split("|")))
         if missing:
             has = ", ".join(sorted(signals[role].present())) or "nothing"
             raise NeedsError(

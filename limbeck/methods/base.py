@@ -25,6 +25,7 @@ class Needs:
         batch: keys of the batch, such as ``labels``.
         views: names of further views of the samples, such as ``strong``.
         roles: for each role the names of its signals; ``features.<group>`` for a tap group.
+            Alternatives are joined by ``|``, the one that a live model should give first: ``logits|topk|sampled``.
 
     Example:
         >>> Needs(student={"logits"}, teacher={"logits", "features.pooled"}, batch={"labels"}).groups("teacher")
