@@ -1,16 +1,15 @@
 """Reads a golden file, runs the adapter of its method in float64 and compares every ``out.*`` and ``grad.*``.
 
 A golden file is an ``.npz`` with a JSON string ``meta`` (method, config, notes, tolerance) and arrays ``in.*``,
-``out.*`` and ``grad.*``. An adapter is a function in :mod:`goldens.logit`, :mod:`goldens.relation` or
-:mod:`goldens.feature`, decorated with :func:`replays`; it takes a :class:`Case`, drives the method class that users
-run, and returns what it computed by the names of the file.
+``out.*`` and ``grad.*``. An adapter is a function in any module of :mod:`goldens`, decorated with :func:`replays`; it
+takes a :class:`Case`, drives the method class that users run, and returns what it computed by the names of the file.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
+import pkgutil
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -50,9 +49,8 @@ def adapter_for(name: str) -> Adapter:
     Raises:
         UnknownNameError: none replays it.
     """
-    for module in _MODULES:
-        if importlib.util.find_spec(module) is not None:
-            importlib.import_module(module)
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        importlib.import_module(f"goldens.{module.name}")
     if name not in _ADAPTERS:
         raise UnknownNameError(f"no adapter replays the method '{name}'. {suggest(name, _ADAPTERS, show=40)}")
     return _ADAPTERS[name]
