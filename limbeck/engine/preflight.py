@@ -12,6 +12,7 @@ from limbeck.anatomy import TAP_GROUPS, anatomy_of
 from limbeck.engine.combine import check_weights
 from limbeck.errors import LimbeckError, NeedsError, suggest
 from limbeck.methods.base import Method, Setup
+from limbeck.modes import evaluation_mode
 from limbeck.schedules import Weight
 from limbeck.signals import Batch, Signals
 from limbeck.taps import resolve
@@ -69,17 +70,8 @@ def dry_run(method: Method, batch: Batch, observers: Mapping[str, Callable[[Batc
                 f"name its augmentation in `data: {{views: {{{view}: [...]}}}}`"
             )
     _check_separate(method, observers)
-    known = [getattr(observer, "model", None) for observer in observers.values()]
-    models = [model for model in known if isinstance(model, nn.Module)]
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    try:
-        for model in models:
-            model.eval()
-        with torch.no_grad():
-            signals = method.observe(batch, {role: _explained(role, o) for role, o in observers.items()})
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluation_mode(*(getattr(observer, "model", None) for observer in observers.values())):
+        signals = method.observe(batch, {role: _explained(role, o) for role, o in observers.items()})
     _check_needs(method, signals)
     _check_classes(method, signals)
     return {role: s.detach() for role, s in signals.items()}

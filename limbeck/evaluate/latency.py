@@ -12,7 +12,7 @@ from torch import nn
 from limbeck.engine.run_folder import processor
 from limbeck.evaluate.base import Results, Subject, evaluations
 from limbeck.evaluate.measure import Measure
-from limbeck.evaluate.predictions import evaluation_mode
+from limbeck.modes import evaluation_mode
 from limbeck.signals import Batch
 
 _BATCH_SIZES = (1, 32)

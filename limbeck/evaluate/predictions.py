@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import CheckpointError, DataError, LimbeckError
+from limbeck.modes import evaluation_mode
 from limbeck.signals import Batch, Signals
 from limbeck.tasks.base import Task
 
@@ -63,21 +63,6 @@ class Predictions:
 def batches_of(loader: Any) -> Iterable[Batch]:
     """Returns the batches of a loader (its epoch 0), or the batches themselves."""
     return loader.epoch(0) if hasattr(loader, "epoch") else loader
-
-
-@contextmanager
-def evaluation_mode(*models: Any) -> Iterator[None]:
-    """Puts modules in eval mode without gradients, and gives each submodule its own mode back afterwards."""
-    modules = [module for model in models if isinstance(model, nn.Module) for module in model.modules()]
-    flags = [(module, module.training) for module in modules]
-    try:
-        for module, _ in flags:
-            module.training = False
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 def predict(models: Mapping[str, Model], loader: Any, task: Task, *, device: torch.device | str = "cpu") -> Predictions:

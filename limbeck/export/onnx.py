@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from limbeck.engine.checkpoint import write_atomically
 from limbeck.errors import LimbeckError, MissingExtraError
-from limbeck.evaluate.predictions import evaluation_mode
+from limbeck.modes import evaluation_mode
 
 _CHATTY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "onnx")
 _ONE_FILE = 2**31

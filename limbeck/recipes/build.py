@@ -52,6 +52,23 @@ class StageData:
     held_loader: Loader
 
 
+def held_split(spec: DataSpec) -> Split:
+    """Returns what the student is judged on: the validation part where the recipe holds one out, else the test data."""
+    return "validation" if spec.validation else "test"
+
+
+def load_split(spec: DataSpec, split: Split) -> Source:
+    """Returns one split of a recipe's data.
+
+    Raises:
+        LimbeckError: the data is unknown, missing or damaged.
+    """
+    given = {"path": spec.path, "limit": spec.limit, "validation": spec.validation or None}
+    return load_data(
+        {"name": spec.name, **spec.options, **{k: v for k, v in given.items() if v is not None}}, split=split
+    )
+
+
 def build_data(
     spec: DataSpec,
     stage: StageSpec,
@@ -73,15 +90,8 @@ def build_data(
         view_names: further views that the method needs; one that the recipe does not define is made by RandAugment.
         shuffle: whether training samples come in random order.
     """
-    where: dict[str, Any] = {"name": spec.name, **spec.options}
-    if spec.path is not None:
-        where["path"] = spec.path
-    if spec.limit is not None:
-        where["limit"] = spec.limit
-    if spec.validation:
-        where["validation"] = spec.validation
-    split: Split = "validation" if spec.validation else "test"
-    train, held = load_data(where, split="train"), load_data(where, split=split)
+    split = held_split(spec)
+    train, held = load_split(spec, "train"), load_split(spec, split)
     train_settings = stage.train
     usual = train.info.augment if spec.augment is None else spec.augment
     # The literature's second view of a sample is the usual augmentation followed by RandAugment.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
+from pydantic import ValidationError
 
-from limbeck.data.load import load_data
 from limbeck.data.source import Source
 from limbeck.errors import DataError
+from limbeck.recipes.build import held_split, load_split
+from limbeck.recipes.schema import DataSpec
 from limbeck.report.disagreement import Images
 from limbeck.report.runs import RunRecord
 
@@ -20,15 +19,12 @@ def judged_on(record: RunRecord) -> Source:
     Raises:
         LimbeckError: the recipe does not tell, or the data is not on this machine.
     """
-    spec = record.stage.get("data")
-    if isinstance(spec, str):
-        spec = {"name": spec}
-    if not isinstance(spec, Mapping) or "name" not in spec:
-        raise DataError("the recipe does not say which data")
-    options = spec.get("options")
-    where: dict[str, Any] = {"name": spec["name"], **(options if isinstance(options, Mapping) else {})}
-    where.update({key: spec[key] for key in ("path", "limit", "validation") if spec.get(key)})
-    return load_data(where, split="validation" if spec.get("validation") else "test")
+    given = record.stage.get("data")
+    try:
+        spec = DataSpec.model_validate({"name": given} if isinstance(given, str) else given)
+    except ValidationError:
+        raise DataError("the recipe does not say which data") from None
+    return load_split(spec, held_split(spec))
 
 
 def images_of(source: Source) -> Images:

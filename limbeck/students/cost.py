@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from limbeck.modes import evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def count_macs(model: nn.Module, input_shape: Sequence[int]) -> int:
         40
     """
     # The counter knows the products inside attention only where it runs unfused.
-    with _eval_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    with evaluation_mode(model), sdpa_kernel(SDPBackend.MATH):
         try:
             return _run_on_meta(model, input_shape) // 2
         except (RuntimeError, NotImplementedError):
@@ -80,14 +81,3 @@ def _run(model: nn.Module, input_shape: Sequence[int]) -> int:
     with FlopCounterMode(display=False) as counter:
         model(sample)
     return counter.get_total_flops()
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

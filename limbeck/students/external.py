@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from limbeck.errors import CheckpointError, LimbeckError, MissingExtraError, RecipeError, UnknownNameError, suggest
+from limbeck.modes import evaluation_mode
 from limbeck.students.adapted_input import AdaptedInput, Normalisation
 from limbeck.torchvision_compat import ensure_torchvision
 
@@ -212,19 +213,15 @@ def check_runs(label: str, model: nn.Module, num_classes: int, input_shape: tupl
     Raises:
         RecipeError: it fails on inputs of that shape, or gives other than ``num_classes`` scores.
     """
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        with torch.no_grad():
-            output = model.eval()(torch.zeros(1, *input_shape, device=_device(model)))
+        with evaluation_mode(model):
+            output = model(torch.zeros(1, *input_shape, device=_device(model)))
     except Exception as error:  # a foreign model's forward may raise anything
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise RecipeError(
             f"model '{label}' cannot run on inputs of shape {tuple(input_shape)}: {reason}. "
             "Where it wants larger images, give it the option input_size, to which it then resizes them"
         ) from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
     scores = getattr(output, "logits", output)
     if not isinstance(scores, torch.Tensor) or scores.shape != (1, num_classes):
         got = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
