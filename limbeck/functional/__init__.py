@@ -29,6 +29,8 @@ from limbeck.functional.feature_maps import (
 )
 from limbeck.functional.logit_transforms import LOGIT_TRANSFORMS, logit_transform, standardize
 from limbeck.functional.neuron_selectivity import neuron_selectivity
+from limbeck.functional.normalized import NormalizedKD, normalized_kd
+from limbeck.functional.plackett_luce import label_first_order, plackett_luce, plackett_luce_distillation
 from limbeck.functional.reduction import Reduction, reduce
 from limbeck.functional.relations import (
     consecutive_correlation,
@@ -43,6 +45,7 @@ from limbeck.functional.relations import (
 __all__ = [
     "LOGIT_TRANSFORMS",
     "DecoupledKL",
+    "NormalizedKD",
     "Reduction",
     "attention_map",
     "attention_transfer",
@@ -60,6 +63,7 @@ __all__ = [
     "intra_class_distance",
     "js",
     "kl",
+    "label_first_order",
     "log_partition",
     "logit_transform",
     "mean_squared_features",
@@ -67,9 +71,12 @@ __all__ = [
     "negative_part_mean",
     "neuron_selectivity",
     "noise_contrastive",
+    "normalized_kd",
     "pairwise_distances",
     "partial_distance",
     "pearson",
+    "plackett_luce",
+    "plackett_luce_distillation",
     "probabilistic_transfer",
     "reduce",
     "relational_angle",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from limbeck.functional.decoupled import other_classes
 from limbeck.functional.precision import full_precision
 
 
@@ -31,6 +32,5 @@ def permuted_dark_knowledge(teacher_logits: Tensor, order: Tensor) -> Tensor:
         tensor([[0.3000, 0.6000, 0.1000]])
     """
     probabilities = torch.softmax(teacher_logits.detach(), dim=-1)
-    others = torch.arange(probabilities.shape[-1] - 1, device=probabilities.device)
-    others = others + (others >= probabilities.argmax(-1, keepdim=True))
+    others = other_classes(probabilities.argmax(-1), probabilities.shape[-1])
     return probabilities.scatter(-1, others, probabilities.gather(-1, others.gather(-1, order)))

@@ -83,13 +83,27 @@ def decoupled_kl(
     )
 
 
+def other_classes(labels: Tensor, classes: int) -> Tensor:
+    """Returns the classes other than the label, in increasing order.
+
+    Args:
+        labels: ``[...]`` integer classes.
+        classes: their number ``C``.
+
+    Returns:
+        ``[..., C-1]`` int64, ready for ``torch.gather``.
+
+    Example:
+        >>> other_classes(torch.tensor([1]), 4)
+        tensor([[0, 2, 3]])
+    """
+    others = torch.arange(classes - 1, device=labels.device)
+    return others + (others >= labels.unsqueeze(-1))
+
+
 def _target_and_rest(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Returns ``[..., 2]`` log-probabilities of target and rest, and ``[..., C-1]`` ones among the rest."""
-    classes = logits.shape[-1]
-    target = labels.unsqueeze(-1)
-    others = torch.arange(classes - 1, device=logits.device)
-    others = others + (others >= target)
-    rest = logits.gather(-1, others)
+    rest = logits.gather(-1, other_classes(labels, logits.shape[-1]))
     rest_total = rest.logsumexp(-1, keepdim=True)
-    binary = torch.log_softmax(torch.cat([logits.gather(-1, target), rest_total], dim=-1), dim=-1)
+    binary = torch.log_softmax(torch.cat([logits.gather(-1, labels.unsqueeze(-1)), rest_total], dim=-1), dim=-1)
     return binary, rest - rest_total

@@ -13,6 +13,7 @@ from goldens.drive import at_epoch, batch_of, total
 from goldens.replay import Case, gradients, replays
 from limbeck.functional import cross_entropy, standardize
 from limbeck.functional.dark_knowledge import permuted_dark_knowledge
+from limbeck.functional.plackett_luce import label_first_order, plackett_luce
 from limbeck.methods.base import LogitMethod, build_method
 from limbeck.signals import Signals, as_term
 
@@ -146,6 +147,57 @@ def logit_standardization(case: Case) -> dict[str, Tensor]:
         "out.standardised_student": transform(student),
         **gradients(loss, leaves),
         **gradients(loss_dkd, leaves, "__dkd"),
+    }
+
+
+def label_sets(case: Case) -> dict[str, Tensor]:
+    """Labels by the suffix of their results: ``_soft_labels`` for soft ones beside hard ones, else none."""
+    names = [name for name in case.input_names() if "label" in name]
+    return {"" if name == "labels" or len(names) == 1 else "_soft_labels": case.input(name) for name in names}
+
+
+def suffixed(results: dict[str, Tensor], suffix: str) -> dict[str, Tensor]:
+    """Appends a suffix to the names of results; gradients have it after one and after two underscores."""
+    named = {name + suffix: value for name, value in results.items()}
+    return named | {f"{name}_{suffix}": value for name, value in results.items() if suffix and name.startswith("grad.")}
+
+
+@replays("nkd")
+def nkd(case: Case) -> dict[str, Tensor]:
+    student, teacher = _logits(case)
+    method = build_method("nkd", gamma=case.config["gamma"], temperature=case.config["temp"])
+    results: dict[str, Tensor] = {}
+    for suffix, labels in label_sets(case).items():
+        terms = method(batch_of(labels), student=Signals(logits=student), teacher=Signals(logits=teacher))
+        loss = total(method, terms, ("target", "nontarget"))
+        found = {
+            "out.loss": loss,
+            "out.loss_target": total(method, terms, ("target",)),
+            "out.loss_nontarget": total(method, terms, ("nontarget",)),
+            **gradients(loss, {"student_logits": student}),
+        }
+        results |= suffixed(found, suffix)
+    return results
+
+
+@replays("pld")
+def pld(case: Case) -> dict[str, Tensor]:
+    student, teacher = _logits(case)
+    batch = batch_of(case.input("labels"))
+
+    def rows(**options: Any) -> Tensor:
+        terms = build_method("pld", **options)(batch, student=Signals(logits=student), teacher=Signals(logits=teacher))
+        return as_term(terms["pld"]).values
+
+    values = rows(teacher_temperature=case.config["tau_teacher"])
+    order = label_first_order(teacher, batch["labels"])
+    first = torch.zeros_like(teacher).index_fill_(1, torch.tensor(0), 1.0)
+    return {
+        "out.loss": values.mean(),
+        "out.loss_rows": values,
+        "out.loss_uniform_weights": rows(places="uniform").mean(),
+        "out.loss_first_only_equals_ce": plackett_luce(student, order, weights=first),
+        **gradients(values.mean(), {"student_logits": student}),
     }
 
 
