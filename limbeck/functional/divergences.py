@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from limbeck.functional.log_divergences import forward_kl, jsd
 from limbeck.functional.precision import full_precision
 from limbeck.functional.reduction import Reduction, check_same_shape, neutralised, reduce
 
@@ -33,15 +32,7 @@ def kl_of_log_probabilities(log_target: Tensor, log_approximation: Tensor) -> Te
 
     Where the target has no mass the term is 0, also when both logarithms are ``-inf``.
     """
-    mass = log_target.exp()
-    # Replaced before the product: where both logarithms are -inf, their difference would make the mass's gradient NaN.
-    return (mass * torch.where(mass > 0, log_target - log_approximation, mass.new_zeros(()))).sum(-1)
-
-
-def _log_sum(first: Tensor, second: Tensor) -> Tensor:
-    """Returns ``log(exp(first) + exp(second))``, or 0 without gradient where both are ``-inf``: nothing is there."""
-    empty = torch.isneginf(first) & torch.isneginf(second)
-    return torch.logaddexp(first.masked_fill(empty, 0.0), second.masked_fill(empty, 0.0)).masked_fill(empty, 0.0)
+    return forward_kl(log_target, log_approximation).sum(-1)
 
 
 @full_precision
@@ -139,8 +130,7 @@ def js(
         raise ValueError(f"beta is {beta}, but should be in (0, 1)")
     log_s = tempered_log_softmax(neutralised(student_logits, mask), temperature)
     log_t = tempered_log_softmax(neutralised(teacher_logits.detach(), mask), temperature)
-    log_m = _log_sum(log_t + math.log(beta), log_s + math.log1p(-beta))
-    values = beta * kl_of_log_probabilities(log_t, log_m) + (1 - beta) * kl_of_log_probabilities(log_s, log_m)
+    values = jsd(log_t, log_s, beta=beta).sum(-1)
     if scale_by_t2:
         values = values * temperature**2
     return reduce(values, reduction, mask=mask)

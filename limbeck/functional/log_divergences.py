@@ -1,0 +1,434 @@
+"""Divergences of two distributions given as log-probabilities: one small function each, by name.
+
+Such a function takes log-probabilities of the target (teacher) and of the approximation (student), both ``[..., V]``,
+and returns what every class contributes, ``[..., V]``; the divergence is the sum over the last dimension. That is all
+a new one has to say: masking, temperature, vocabulary handling, chunks, truncated targets and their bounds come from
+:mod:`limbeck.functional.token_losses` and :mod:`limbeck.functional.loss_head`. A function may also state its *slope*,
+the derivative of the divergence by each log-probability of the approximation; where it does not, autograd finds it.
+
+Natural logarithms throughout. No contribution has an epsilon, and where a distribution has no mass its side contributes
+exactly zero, also when both logarithms are ``-inf``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Contributions = Callable[..., Tensor]
+"""``(log_p, log_q, **parameters) -> [..., V]``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Divergence:
+    """A divergence with its parameters fixed. The same name and parameters always give the same object.
+
+    Attributes:
+        name: its name.
+        parameters: values of its parameters.
+        contributions: what each class adds, from ``log_p`` and ``log_q`` ``[..., V]``.
+        slope: derivative by ``log_q``, ``[..., V]``; None where autograd finds it.
+        convex: whether a contribution is convex in the target's probability and depends on its own class only, which
+            bounds from truncated targets need.
+        linear: whether a contribution is linear in the target's probability up to a part without gradient, so that
+            sampled targets give unbiased gradients.
+    """
+
+    name: str
+    parameters: Mapping[str, Any]
+    contributions: Contributions
+    slope: Contributions | None = None
+    convex: bool = False
+    linear: bool = False
+
+    def __call__(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """Returns the divergence of ``log_q`` ``[..., V]`` from ``log_p``, ``[...]`` in nats."""
+        return self.contributions(log_p, log_q).sum(-1)
+
+
+@dataclass(frozen=True)
+class _Registered:
+    function: Contributions
+    slope: Contributions | None
+    convex: bool
+    linear: bool
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+_DIVERGENCES: dict[str, _Registered] = {}
+
+
+def register_divergence(
+    name: str, *, slope: Contributions | None = None, convex: bool = False, linear: bool = False
+) -> Callable[[Contributions], Contributions]:
+    """Returns a decorator that makes a function of log-probabilities a divergence that recipes can name.
+
+    Args:
+        name: its name.
+        slope: derivative of the divergence by ``log_q``, with the same arguments; found by autograd when None.
+        convex: see :class:`Divergence`.
+        linear: see :class:`Divergence`.
+
+    Raises:
+        ValueError: another function has that name, or a parameter has no default.
+
+    Example:
+        >>> @register_divergence("squared_difference")
+        ... def squared_difference(log_p, log_q, *, scale=1.0):
+        ...     return scale * (log_p.exp() - log_q.exp()) ** 2
+        >>> p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])
+        >>> divergence("squared_difference", scale=2.0)(p.log(), q.log())
+        tensor(0.2500)
+    """
+
+    def decorate(function: Contributions) -> Contributions:
+        taken = _DIVERGENCES.get(name)
+        if taken is not None and taken.function.__qualname__ != function.__qualname__:
+            raise ValueError(f"the divergence '{name}' is taken by {taken.function.__qualname__}")
+        keywords = list(inspect.signature(function).parameters.values())[2:]
+        bare = [p.name for p in keywords if p.default is inspect.Parameter.empty]
+        if bare:
+            raise ValueError(f"the divergence '{name}' needs a default for its parameter '{bare[0]}'")
+        defaults = {p.name: p.default for p in keywords}
+        _fixed.cache_clear()
+        _DIVERGENCES[name] = _Registered(function, slope, convex, linear, defaults)
+        return function
+
+    return decorate
+
+
+def divergence_names() -> list[str]:
+    """Returns the names of all divergences."""
+    return sorted(_DIVERGENCES)
+
+
+def divergence(name: str, **parameters: Any) -> Divergence:
+    """Returns the divergence called ``name`` with the given parameters.
+
+    Raises:
+        ValueError: no divergence has that name, or a parameter is unknown or out of range.
+
+    Example:
+        >>> p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])
+        >>> divergence("forward_kl")(p.log(), q.log())
+        tensor(0.1438)
+    """
+    return _fixed(name, tuple(sorted(parameters.items())))
+
+
+@functools.lru_cache(maxsize=256)
+def _fixed(name: str, given: tuple[tuple[str, Any], ...]) -> Divergence:
+    parameters = dict(given)
+    if name not in _DIVERGENCES:
+        near = difflib.get_close_matches(name, _DIVERGENCES, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(divergence_names())}"
+        raise ValueError(f"unknown divergence '{name}'; {hint}")
+    entry = _DIVERGENCES[name]
+    unknown = [key for key in parameters if key not in entry.defaults]
+    if unknown:
+        known = ", ".join(entry.defaults) or "none"
+        raise ValueError(f"the divergence '{name}' has no parameter '{unknown[0]}'; it has: {known}")
+    settings = {**entry.defaults, **parameters}
+    even = torch.full((1, 2), -math.log(2.0), dtype=torch.float64)
+    entry.function(even, even, **settings)  # refuses what is out of range, here and not at the first step
+    return Divergence(
+        name,
+        settings,
+        functools.partial(entry.function, **settings),
+        None if entry.slope is None else functools.partial(entry.slope, **settings),
+        entry.convex,
+        entry.linear,
+    )
+
+
+def times(mass: Tensor, factor: Tensor) -> Tensor:
+    """Returns ``mass * factor``, and 0 without gradient to ``factor`` where there is no mass, whatever it is there."""
+    # Replaced before the product: where both logarithms are -inf, their difference would make the mass's gradient NaN.
+    return mass * torch.where(mass > 0, factor, mass.new_zeros(()))
+
+
+def _in_unit_interval(value: float, what: str, *, closed: bool = True) -> None:
+    if not (0.0 <= value <= 1.0 if closed else 0.0 < value < 1.0):
+        raise ValueError(f"{what} is {value}, but should be in {'[0, 1]' if closed else '(0, 1)'}")
+
+
+def log_mixture(log_p: Tensor, log_q: Tensor, weight: float) -> Tensor:
+    """Returns ``log(weight * p + (1 - weight) * q)`` for a weight in [0, 1]; 0 without gradient where nothing is.
+
+    Taken as a log-sum, so that it is exact where a probability is below the smallest number of its type.
+    """
+    if weight == 0.0:
+        return log_q
+    if weight == 1.0:
+        return log_p
+    first, second = log_p + math.log(weight), log_q + math.log1p(-weight)
+    empty = torch.isneginf(first) & torch.isneginf(second)
+    return torch.logaddexp(first.masked_fill(empty, 0.0), second.masked_fill(empty, 0.0)).masked_fill(empty, 0.0)
+
+
+def _forward_kl_slope(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return -log_p.exp()
+
+
+@register_divergence("forward_kl", slope=_forward_kl_slope, convex=True, linear=True)
+def forward_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    r"""Contributions to :math:`\mathrm{KL}(p \| q) = \sum p \log(p/q)`, which covers the modes of the target."""
+    return times(log_p.exp(), log_p - log_q)
+
+
+@register_divergence("cross_entropy", slope=_forward_kl_slope, linear=True)
+def cross_entropy_with_target(log_p: Tensor, log_q: Tensor) -> Tensor:
+    r"""Contributions to :math:`-\sum p \log q`: the gradient of forward KL, but the target's entropy at equality."""
+    return times(log_p.exp(), -log_q)
+
+
+def _reverse_kl_slope(log_p: Tensor, log_q: Tensor) -> Tensor:
+    q = log_q.exp()
+    return times(q, log_q - log_p) + q
+
+
+@register_divergence("reverse_kl", slope=_reverse_kl_slope, convex=True)
+def reverse_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    r"""Contributions to :math:`\mathrm{KL}(q \| p) = \sum q \log(q/p)`, which seeks modes of the target."""
+    return times(log_q.exp(), log_q - log_p)
+
+
+def _jeffreys_slope(log_p: Tensor, log_q: Tensor, *, forward: float = 0.5) -> Tensor:
+    return forward * _forward_kl_slope(log_p, log_q) + (1 - forward) * _reverse_kl_slope(log_p, log_q)
+
+
+@register_divergence("jeffreys", slope=_jeffreys_slope, convex=True)
+def jeffreys(log_p: Tensor, log_q: Tensor, *, forward: float = 0.5) -> Tensor:
+    r"""Contributions to :math:`\lambda\,\mathrm{KL}(p\|q) + (1-\lambda)\,\mathrm{KL}(q\|p)`, :math:`\lambda` = ``forward``.
+
+    Twice its value at 1/2 is Jeffreys' divergence.
+    """
+    _in_unit_interval(forward, "forward")
+    return forward * forward_kl(log_p, log_q) + (1 - forward) * reverse_kl(log_p, log_q)
+
+
+_NEAR = 0.01
+"""Mixture weights nearer than this to 0 or 1 are computed from ratios, which a division by the weight does not blur."""
+
+
+def _jsd_slope(log_p: Tensor, log_q: Tensor, *, beta: float = 0.5, normalized: bool = False) -> Tensor:
+    if beta == 0.0:
+        return _forward_kl_slope(log_p, log_q)
+    if beta == 1.0:
+        return _reverse_kl_slope(log_p, log_q)
+    scale = 1 / beta if normalized else 1 - beta  # (1 - beta) / (beta (1 - beta)) and (1 - beta)
+    q = log_q.exp()
+    if min(beta, 1 - beta) < _NEAR:
+        return -scale * times(q, _log_ratio(log_p, log_q, beta))
+    return scale * times(q, log_q - log_mixture(log_p, log_q, beta))
+
+
+@register_divergence("jsd", slope=_jsd_slope, convex=True)
+def jsd(log_p: Tensor, log_q: Tensor, *, beta: float = 0.5, normalized: bool = False) -> Tensor:
+    r"""Contributions to the generalised Jensen-Shannon divergence with weight ``beta`` of the target.
+
+    .. math:: \beta\,\mathrm{KL}(p \| m) + (1-\beta)\,\mathrm{KL}(q \| m), \qquad m = \beta p + (1-\beta) q
+
+    At ``beta`` 0 and 1 it is forward and reverse KL by convention, although the formula vanishes there: it jumps.
+    ``normalized`` divides by :math:`\beta (1-\beta)`, after which both are its limits and nothing jumps.
+    """
+    _in_unit_interval(beta, "beta")
+    if beta == 0.0:
+        return forward_kl(log_p, log_q)
+    if beta == 1.0:
+        return reverse_kl(log_p, log_q)
+    scale = 1 / (beta * (1 - beta)) if normalized else 1.0
+    p, q = log_p.exp(), log_q.exp()
+    if min(beta, 1 - beta) < _NEAR:
+        p_over_m, q_over_m = -_log_ratio(log_q, log_p, 1 - beta), -_log_ratio(log_p, log_q, beta)
+        return _nonnegative(p, p_over_m, q, q_over_m, beta) * scale
+    log_m = log_mixture(log_p, log_q, beta)
+    return scale * (beta * times(p, log_p - log_m) + (1 - beta) * times(q, log_q - log_m))
+
+
+def _log_ratio(log_a: Tensor, log_b: Tensor, weight: float) -> Tensor:
+    """Returns ``log((weight * a + (1 - weight) * b) / b)``, precise where it is small; 0 where nothing is."""
+    gap = torch.where(torch.isneginf(log_a) & torch.isneginf(log_b), log_a.new_zeros(()), log_a - log_b)
+    near = torch.log1p(weight * torch.expm1(gap.clamp(max=10.0)))
+    far = torch.logaddexp(gap.clamp(min=10.0) + math.log(weight), gap.new_full((), math.log1p(-weight)))
+    return torch.where(gap > 10.0, far, near)
+
+
+def _nonnegative(p: Tensor, p_over_m: Tensor, q: Tensor, q_over_m: Tensor, beta: float) -> Tensor:
+    """Returns ``beta p log(p/m) + (1-beta) q log(q/m)`` per class, with ``m - beta p - (1-beta) q = 0`` added.
+
+    Each part is then ``x - log(1 + x) >= 0``, so that no large terms cancel in the sum over classes.
+    """
+
+    def excess(mass: Tensor, log_ratio: Tensor) -> Tensor:
+        x = -log_ratio  # log(m / mass)
+        small = x.abs() < 1e-3
+        series = x * x * (0.5 + x * (1 / 6 + x / 24))
+        exact = torch.expm1(torch.where(small, x.new_zeros(()), x)) - x
+        return times(mass, torch.where(small, series, exact))
+
+    return beta * excess(p, p_over_m) + (1 - beta) * excess(q, q_over_m)
+
+
+def _skew_kl_slope(log_p: Tensor, log_q: Tensor, *, alpha: float = 0.1) -> Tensor:
+    log_m = log_mixture(log_p, log_q, alpha)
+    return -(1 - alpha) * times(log_p.exp(), (log_q - log_m).exp())
+
+
+@register_divergence("skew_kl", slope=_skew_kl_slope, convex=True)
+def skew_kl(log_p: Tensor, log_q: Tensor, *, alpha: float = 0.1) -> Tensor:
+    r"""Contributions to :math:`\mathrm{KL}(p \| \alpha p + (1-\alpha) q)`, at most :math:`-\log\alpha` (DistiLLM)."""
+    _in_unit_interval(alpha, "alpha")
+    return times(log_p.exp(), log_p - log_mixture(log_p, log_q, alpha))
+
+
+def _skew_rkl_slope(log_p: Tensor, log_q: Tensor, *, alpha: float = 0.1, detach_mixture: bool = False) -> Tensor:
+    log_m = log_mixture(log_q, log_p, alpha)
+    q = log_q.exp()
+    slope = times(q, log_q - log_m) + q
+    return slope if detach_mixture else slope - alpha * times(q, (log_q - log_m).exp())
+
+
+@register_divergence("skew_rkl", slope=_skew_rkl_slope, convex=True)
+def skew_rkl(log_p: Tensor, log_q: Tensor, *, alpha: float = 0.1, detach_mixture: bool = False) -> Tensor:
+    r"""Contributions to :math:`\mathrm{KL}(q \| (1-\alpha) p + \alpha q)`, at most :math:`-\log\alpha` (DistiLLM).
+
+    ``detach_mixture`` treats the mixture as a constant, as DistiLLM-2 does.
+    """
+    _in_unit_interval(alpha, "alpha")
+    log_m = log_mixture(log_q.detach() if detach_mixture else log_q, log_p, alpha)
+    return times(log_q.exp(), log_q - log_m)
+
+
+def _total_variation_slope(log_p: Tensor, log_q: Tensor) -> Tensor:
+    q = log_q.exp()
+    return 0.5 * torch.sign(q - log_p.exp()) * q
+
+
+@register_divergence("total_variation", slope=_total_variation_slope, convex=True)
+def total_variation(log_p: Tensor, log_q: Tensor) -> Tensor:
+    r"""Contributions to :math:`\frac12 \sum |p - q|`, in [0, 1]; not smooth at equality, where the gradient is 0."""
+    return 0.5 * (log_p.exp() - log_q.exp()).abs()
+
+
+def _alpha_beta_slope(log_p: Tensor, log_q: Tensor, *, alpha: float = 0.2, beta: float = 0.7) -> Tensor:
+    if alpha == 0.0:
+        return (beta * log_q).exp() * (log_q - log_p)
+    return ((beta + alpha) * log_q).exp() / alpha - (alpha * log_p + beta * log_q).exp() / alpha
+
+
+@register_divergence("alpha_beta", slope=_alpha_beta_slope)
+def alpha_beta(log_p: Tensor, log_q: Tensor, *, alpha: float = 0.2, beta: float = 0.7) -> Tensor:
+    r"""Contributions to the alpha-beta divergence.
+
+    .. math:: -\frac{1}{\alpha\beta} \sum \Big[ p^\alpha q^\beta - \frac{\alpha}{\alpha+\beta} p^{\alpha+\beta}
+              - \frac{\beta}{\alpha+\beta} q^{\alpha+\beta} \Big]
+
+    (1, 0) is forward and (0, 1) reverse KL. Where a coefficient or the sum of both is 0, the limit of the formula is
+    taken, with :math:`1/\alpha^2` or :math:`1/\beta^2`; the released code of ABKD has :math:`1/\alpha` and
+    :math:`1/\beta` there. Exponents below zero reward no mass beyond all bounds and may overflow.
+    """
+    a, b = alpha, beta
+    if a == 0.0 and b == 0.0:
+        return 0.5 * (log_p - log_q).square()
+    if a == 0.0:
+        return _power_kl(log_q, log_p, b)
+    if b == 0.0:
+        return _power_kl(log_p, log_q, a)
+    if a + b == 0.0:
+        gap = a * (log_q - log_p)
+        return (gap + torch.expm1(-gap)) / a**2
+    mixed = (a * log_p + b * log_q).exp()
+    own_p, own_q = ((a + b) * log_p).exp(), ((a + b) * log_q).exp()
+    return (a / (a + b) * own_p + b / (a + b) * own_q - mixed) / (a * b)
+
+
+def _power_kl(log_a: Tensor, log_b: Tensor, exponent: float) -> Tensor:
+    """Returns ``(a^e log(a^e / b^e) - a^e + b^e) / e^2`` per class, the limit in which the other coefficient is 0."""
+    power_a, power_b = (exponent * log_a).exp(), (exponent * log_b).exp()
+    return (times(power_a, exponent * (log_a - log_b)) - power_a + power_b) / exponent**2
+
+
+def head_weight(log_p: Tensor, log_q: Tensor, *, mu: float = 0.5) -> Tensor:
+    r"""Returns adaptive KL's weight of forward KL, :math:`g_h / (g_h + g_t)`, ``[..., 1]`` without gradient.
+
+    The head are the classes, by decreasing probability of the target, whose cumulative mass is at most ``mu``, and
+    always the first; :math:`g` is the sum of :math:`|p - q|` over head and tail. 1/2 where the two are equal.
+    """
+    with torch.no_grad():
+        p = log_p.exp()
+        ordered, order = p.sort(dim=-1, descending=True, stable=True)
+        head = ordered.cumsum(-1) <= mu
+        head[..., 0] = True
+        gap = (p - log_q.exp()).abs()
+        head_gap = torch.where(head, gap.gather(-1, order), gap.new_zeros(())).sum(-1, keepdim=True)
+        total = gap.sum(-1, keepdim=True)
+        return torch.where(total < 1e-9, gap.new_full((), 0.5), head_gap / total.clamp(min=1e-9))
+
+
+def _adaptive_kl_slope(log_p: Tensor, log_q: Tensor, *, mu: float = 0.5) -> Tensor:
+    weight = head_weight(log_p, log_q, mu=mu)
+    return weight * _forward_kl_slope(log_p, log_q) + (1 - weight) * _reverse_kl_slope(log_p, log_q)
+
+
+@register_divergence("adaptive_kl", slope=_adaptive_kl_slope)
+def adaptive_kl(log_p: Tensor, log_q: Tensor, *, mu: float = 0.5) -> Tensor:
+    r"""Contributions to :math:`w\,\mathrm{KL}(p\|q) + (1-w)\,\mathrm{KL}(q\|p)` with :func:`head_weight` for :math:`w`.
+
+    Forward KL counts where the student errs among the likely classes, reverse KL where it errs among the others.
+    """
+    _in_unit_interval(mu, "mu")
+    weight = head_weight(log_p, log_q, mu=mu)
+    return weight * forward_kl(log_p, log_q) + (1 - weight) * reverse_kl(log_p, log_q)
+
+
+def _pearson_slope(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return log_q.exp() - times(log_p.exp(), (log_p - log_q).exp())
+
+
+@register_divergence("pearson_chi2", slope=_pearson_slope, convex=True)
+def pearson_chi2(log_p: Tensor, log_q: Tensor) -> Tensor:
+    r"""Contributions to :math:`\sum (p-q)^2 / q`, which grows exponentially with the gap of the logits."""
+    p, q = log_p.exp(), log_q.exp()
+    return times(p, (log_p - log_q).exp()) - 2 * p + q
+
+
+def _hellinger_slope(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return log_q.exp() - (0.5 * (log_p + log_q)).exp()
+
+
+@register_divergence("hellinger2", slope=_hellinger_slope, convex=True)
+def hellinger2(log_p: Tensor, log_q: Tensor) -> Tensor:
+    r"""Contributions to the squared Hellinger distance :math:`\sum (\sqrt p - \sqrt q)^2`, in [0, 2]."""
+    return ((0.5 * log_p).exp() - (0.5 * log_q).exp()).square()
+
+
+def _alpha_slope(log_p: Tensor, log_q: Tensor, *, alpha: float = 0.5) -> Tensor:
+    if alpha == 1.0:
+        return _forward_kl_slope(log_p, log_q)
+    if alpha == 0.0:
+        return _reverse_kl_slope(log_p, log_q)
+    q = log_q.exp()
+    return ((alpha * log_p + (1 - alpha) * log_q).exp() * (1 - alpha) - (1 - alpha) * q) / (alpha * (alpha - 1))
+
+
+@register_divergence("alpha", slope=_alpha_slope, convex=True)
+def alpha_divergence(log_p: Tensor, log_q: Tensor, *, alpha: float = 0.5) -> Tensor:
+    r"""Contributions to Amari's :math:`\sum \frac{p^a q^{1-a} - a p - (1-a) q}{a (a-1)}`, :math:`a` = ``alpha``.
+
+    Forward KL at 1, reverse KL at 0, twice the squared Hellinger distance at 1/2.
+    """
+    if alpha == 1.0:
+        return forward_kl(log_p, log_q)
+    if alpha == 0.0:
+        return reverse_kl(log_p, log_q)
+    mixed = (alpha * log_p + (1 - alpha) * log_q).exp()
+    return (mixed - alpha * log_p.exp() - (1 - alpha) * log_q.exp()) / (alpha * (alpha - 1))
