@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -16,8 +16,10 @@ from limbeck.engine.settings import TrainSettings
 from limbeck.engine.stage import Reporter, Stage
 from limbeck.evaluate import evaluate
 from limbeck.hyperparameters import validated_model
-from limbeck.methods.base import Method
 from limbeck.tasks.base import tasks
+
+if TYPE_CHECKING:
+    from limbeck.recipes.build import MethodLike
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def distill(
     student: nn.Module,
     train_set: Any,
     *,
-    method: str | Mapping[str, Any] | Method = "kd",
+    method: MethodLike = "kd",
     evaluate_on: Any = None,
     evaluations: Sequence[str] = ("accuracy", "agreement", "calibration"),
     task: str = "classification",
@@ -60,8 +62,8 @@ def distill(
         student: the small model, trained in place; under ``sharding="fsdp"`` use the one that is returned.
         train_set: a name (``"fashion-mnist"``), a pair of tensors ``(inputs, labels)``, or any torch ``Dataset`` of
             such pairs.
-        method: a name, a mapping with a name and hyperparameters, or a :class:`~limbeck.methods.base.Method` of your
-            own.
+        method: a name, a mapping with a name and hyperparameters, a list of those that are used at once, or a
+            :class:`~limbeck.methods.base.Method` of your own.
         evaluate_on: test data, in the forms of ``train_set``.
         evaluations: what to measure on it.
         task: how models are run.
@@ -89,11 +91,10 @@ def distill(
     """
     from limbeck.data import as_source
     from limbeck.data.loader import Loader
-    from limbeck.recipes.build import accuracy_on, make_method
+    from limbeck.recipes.build import accuracy_on, as_method
 
     settings = validated_model(TrainSettings, train, "train")
-    spec = {"name": method} if isinstance(method, str) else method
-    built, weights = (spec, {}) if isinstance(spec, Method) else make_method(spec)
+    built, weights = as_method(method)
     how = tasks[task].part()
     source = as_source(train_set, split="train")
     loader = Loader(
@@ -120,7 +121,7 @@ def distill(
     if teacher is not None:
         all_roles["teacher"] = Role(model=teacher, taps=tapped.get("teacher"))
     folder = (
-        RunFolder.open(out, {"method": str(spec), "seed": seed, "train": settings.model_dump(mode="json")})
+        RunFolder.open(out, {"method": str(method), "seed": seed, "train": settings.model_dump(mode="json")})
         if out is not None
         else None
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,61 @@ class During:
     def __call__(self, progress: Progress) -> float:
         """Returns the weight at ``progress``."""
         return self.value if self.start <= progress.fraction < self.stop else 0.0
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """Goes from one weight to another between two points of the stage, and keeps each outside.
+
+    Attributes:
+        first: the weight before ``start``.
+        last: the weight after ``stop``.
+        shape: ``linear``, or ``cosine`` for half a wave, flat at both ends.
+        start: where the change begins, as a fraction of the stage.
+        stop: where it ends.
+
+    Example:
+        >>> fading = Ramp(1.0, 0.0)
+        >>> [fading(Progress(step, 1, 4)) for step in range(5)]
+        [1.0, 0.75, 0.5, 0.25, 0.0]
+    """
+
+    first: float
+    last: float
+    shape: Literal["linear", "cosine"] = "linear"
+    start: float = 0.0
+    stop: float = 1.0
+
+    def __call__(self, progress: Progress) -> float:
+        """Returns the weight at ``progress``."""
+        done = (progress.fraction - self.start) / (self.stop - self.start) if self.stop > self.start else 1.0
+        done = min(max(done, 0.0), 1.0)
+        if self.shape == "cosine":
+            done = (1 - math.cos(math.pi * done)) / 2
+        return self.first + (self.last - self.first) * done
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A weight times a number.
+
+    Attributes:
+        weight: the weight.
+        factor: the number.
+    """
+
+    weight: Weight
+    factor: float
+
+    def __call__(self, progress: Progress) -> float:
+        """Returns the product at ``progress``."""
+        return self.factor * weight_at(self.weight, progress)
+
+    def simplest(self) -> Weight:
+        """Returns the same weight, as a number or unscaled where it can be."""
+        if self.factor == 1:
+            return self.weight
+        return self if callable(self.weight) else self.factor * self.weight
 
 
 def weight_at(weight: Weight, progress: Progress) -> float:

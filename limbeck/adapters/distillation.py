@@ -14,6 +14,7 @@ from limbeck.engine.roles import Role, make_observers
 from limbeck.engine.step import Step
 from limbeck.errors import NeedsError, RecipeError
 from limbeck.methods.base import Method, Setup
+from limbeck.recipes.build import MethodLike, as_method
 from limbeck.schedules import Progress, Weight
 from limbeck.signals import Batch, Signals, Term
 from limbeck.tasks.base import tasks
@@ -44,7 +45,7 @@ class Distillation(nn.Module):
     process's own samples, which frameworks average: give all processes equally many.
 
     Args:
-        method: a name, a mapping with a name and hyperparameters, or a method of your own.
+        method: a name, a mapping with a name and hyperparameters, a list of those, or a method of your own.
         student: the model to train.
         example: a batch as the loop will give it, ``inputs`` and whatever else the method needs; fits projectors to
             the models' shapes.
@@ -79,7 +80,7 @@ class Distillation(nn.Module):
 
     def __init__(
         self,
-        method: str | Mapping[str, Any] | Method,
+        method: MethodLike,
         student: nn.Module,
         example: Mapping[str, Any],
         *,
@@ -95,7 +96,7 @@ class Distillation(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        built, weights = _method_of(method)
+        built, weights = as_method(method)
         self._steps_per_epoch, self._epochs = steps_per_epoch, epochs
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         everyone = _roles_of(student, teacher, roles or {}, taps or {})
@@ -147,7 +148,7 @@ class Distillation(nn.Module):
         signals = dry_run(method, batch, self._observers)
         live = {name: role.model for name, role in roles.items() if role.model is not None and name in signals}
         taps = {name: o.taps.groups for name, o in self._observers.items() if isinstance(o, Observer)}
-        fit(method, Setup(signals=signals, models=live, taps=taps, **about), batch, weights, observe_all)
+        fit(method, Setup(signals, live, taps, batch=batch, **about), weights, observe_all)
 
     @property
     def student(self) -> nn.Module:
@@ -235,14 +236,6 @@ class Distillation(nn.Module):
             batch["index"] = torch.arange(len(inputs), device=inputs.device)
         batch.setdefault("epoch", self.progress.epoch)
         return batch
-
-
-def _method_of(method: str | Mapping[str, Any] | Method) -> tuple[Method, Mapping[str, Weight]]:
-    from limbeck.recipes.build import make_method
-
-    if isinstance(method, Method):
-        return method, {}
-    return make_method({"name": method} if isinstance(method, str) else method)
 
 
 def _roles_of(

@@ -67,7 +67,7 @@ class Row:
             teacher=_model(last.roles.get("teacher")),
             student=_model(last.roles.get("student")),
             arm=arm,
-            method=str(last.method["name"]),
+            method=last.method_name,
             seed=seed,
             epochs=sum(s.train.epochs for s in recipe.stages),
             split=str(results.get("split", "test")),

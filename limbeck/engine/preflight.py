@@ -134,7 +134,6 @@ def _check_classes(method: Method, signals: Mapping[str, Signals]) -> None:
 def fit(
     method: Method,
     setup: Setup,
-    batch: Batch,
     weights: Mapping[str, Weight],
     observe_all: Callable[[], Iterator[tuple[Batch, dict[str, Signals]]]],
 ) -> None:
@@ -142,8 +141,7 @@ def fit(
 
     Args:
         method: the method.
-        setup: what it is built from.
-        batch: the batch of the dry run.
+        setup: what it is built from, with the batch of the dry run.
         weights: weights of terms that take precedence over the method's own.
         observe_all: passes over the training data, for methods that gather statistics.
 
@@ -154,7 +152,8 @@ def fit(
     method.build(setup)
     method.weights.update(weights)
     method.prepare(observe_all)
-    trial(method, batch, dict(setup.signals))
+    assert setup.batch is not None
+    trial(method, setup.batch, dict(setup.signals))
 
 
 def trial(method: Method, batch: Batch, signals: dict[str, Signals]) -> None:

@@ -45,7 +45,7 @@ class Role:
 
 
 def make_observers(
-    roles: Mapping[str, Role], method: Method, task: Task, *, precision: str, channels_last: bool
+    roles: Mapping[str, Role], method: Method, task: Task, *, precision: str, channels_last: bool | None
 ) -> dict[str, Observe]:
     """Returns what gives each of the method's roles its signals.
 
@@ -63,7 +63,7 @@ def make_observers(
 
 
 def _observer(
-    name: str, roles: Mapping[str, Role], method: Method, task: Task, precision: str, channels_last: bool
+    name: str, roles: Mapping[str, Role], method: Method, task: Task, precision: str, channels_last: bool | None
 ) -> Observe:
     role = roles[name]
     if role.provider is not None:
@@ -77,7 +77,7 @@ def _observer(
         raise NeedsError(f"the role '{name}' has neither a model nor a provider")
     common: dict[str, Any] = {
         "autocast": torch.bfloat16 if (role.precision or precision) == "bf16" else None,
-        "channels_last": channels_last,
+        "channels_last": prefers_channels_last(model) if channels_last is None else channels_last,
         "wanted": method.needs.roles.get(name, frozenset()),
     }
     groups = tap_groups(name, model, method.needs.groups(name), role.taps)
@@ -90,3 +90,8 @@ def _observer(
         name, model, task, groups, views,
         differentiable=role.differentiable, batch_statistics=name in method.batch_statistics, **common,
     )  # fmt: skip
+
+
+def prefers_channels_last(model: nn.Module) -> bool:
+    """Whether the model has convolutions on the CPU, most of which are faster in channels-last memory."""
+    return any(isinstance(m, nn.Conv2d) and m.weight.device.type == "cpu" for m in model.modules())

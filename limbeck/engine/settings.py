@@ -32,7 +32,9 @@ class TrainSettings(BaseModel):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16 runs models under autocast; losses stay in fp32"
     )
-    channels_last: bool = Field(False, description="memory format of images and convolutions")
+    channels_last: bool | None = Field(
+        None, description="memory format of images and convolutions; on for CPUs when absent, where most models gain"
+    )
     compile: bool = Field(False, description="torch.compile the models")
     compile_loss: bool = Field(False, description="torch.compile the method's loss, worth it for thousands of classes")
     workers: WholeNumber = Field(0, description="processes that decode data")

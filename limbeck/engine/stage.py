@@ -117,8 +117,10 @@ class Stage:
             if model is None:
                 raise RecipeError(f"the method trains the role '{role}', which needs a model")
             self.learners[role] = model
+        # FSDP2 takes only parameters in the usual memory format.
+        sharded = settings.sharding == "fsdp" and distributed.world_size() > 1
         self.observers = make_observers(
-            roles, method, task, precision=settings.precision, channels_last=settings.channels_last
+            roles, method, task, precision=settings.precision, channels_last=False if sharded else settings.channels_last
         )
         self._build(roles, labels, num_classes, weights or {})
         if settings.compile:
@@ -139,8 +141,8 @@ class Stage:
         batch, signals = self._gathered(*distributed.together(lambda: self._observe_first(num_classes)))
         live = {name: role.model for name, role in roles.items() if role.model is not None and name in self.observers}
         taps = {name: o.taps.groups for name, o in self.observers.items() if isinstance(o, Observer)}
-        setup = Setup(signals=signals, models=live, taps=taps, num_classes=num_classes, labels=labels, seed=self.seed)
-        fit(self.method, setup, batch, weights, self._observe_all)
+        setup = Setup(signals, live, taps, num_classes=num_classes, labels=labels, seed=self.seed, batch=batch)
+        fit(self.method, setup, weights, self._observe_all)
 
     def _observe_first(self, num_classes: int | None) -> tuple[Batch, dict[str, Signals]]:
         batch = self.first_batch()
@@ -267,6 +269,8 @@ class Stage:
         epoch, done = divmod(self.step, steps)
         self._set_training()
         for batch in self.loader.epoch(epoch, done):
+        for observer in self.observers.values():
+            _call(observer, "restore")
             loss = self._train_step(self._prepared(batch))
             self._reporter.step_done(self.progress, loss)
             at_end = self.step % steps == 0

@@ -48,6 +48,7 @@ class Setup:
 
     Attributes:
         signals: what each role said about one batch of the training data (a dry run).
+        batch: that batch.
         models: the live models by role; a role that comes from a cache or a server has none.
         taps: resolved tap paths by role and group.
         num_classes: number of classes, where the task has classes.
@@ -61,6 +62,7 @@ class Setup:
     num_classes: int | None = None
     labels: Tensor | None = None
     seed: int = 0
+    batch: Batch | None = None
 
 
 Observers = Mapping[str, Callable[[Batch], Signals]]

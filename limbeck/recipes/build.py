@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from limbeck.data.loader import Loader
 from limbeck.data.source import Source
 from limbeck.engine import distributed
 from limbeck.engine.preflight import tap_groups
-from limbeck.engine.roles import Role
+from limbeck.engine.roles import Role, prefers_channels_last
 from limbeck.engine.run_folder import RunFolder
 from limbeck.engine.stage import Reporter, Stage
 from limbeck.errors import RecipeError, suggest
@@ -25,7 +24,10 @@ from limbeck.evaluate.predictions import predict
 from limbeck.functional.logit_transforms import logit_transform
 from limbeck.functional.metrics import accuracy
 from limbeck.methods.base import LogitMethod, Method, build_method
+from limbeck.methods.combined import Combined
 from limbeck.recipes.schema import DataSpec, Recipe, RoleSpec, StageSpec
+from limbeck.recipes.weights import weight_from
+from limbeck.schedules import Weight
 from limbeck.students.loading import build_model, load_weights
 from limbeck.tasks.base import Task, tasks
 from limbeck.teachers.live import FrozenTeacher
@@ -106,13 +108,36 @@ def build_data(
     return StageData(train, held, split, loader, held_loader)
 
 
-def make_method(spec: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
+MethodLike = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | Method
+"""A method by name, by name and hyperparameters, several of those at once, or a method itself."""
+
+
+def as_method(given: MethodLike) -> tuple[Method, dict[str, Weight]]:
+    """Returns a method and the weights that were set with it, from what a Python caller may give.
+
+    Raises:
+        RecipeError: a name or a hyperparameter is unknown or out of range.
+    """
+    if isinstance(given, Method):
+        return given, {}
+    if isinstance(given, str):
+        return make_method({"name": given})
+    return make_method(given if isinstance(given, Mapping) else {"methods": given})
+
+
+def make_method(spec: Mapping[str, Any]) -> tuple[Method, dict[str, Weight]]:
     """Returns a method and the weights that a recipe's ``method`` section sets.
+
+    Args:
+        spec: ``name``, hyperparameters, ``weights`` and ``logit_transform``; or ``methods``, a list of those with a
+            ``weight`` each, to be used at once.
 
     Raises:
         RecipeError: a hyperparameter or the logit transform is unknown or out of range, or the method has no logits to
             transform.
     """
+    if "methods" in spec:
+        return _combined(spec), {}
     options = dict(spec)
     if "name" not in options:
         raise RecipeError("the method has no name; write `method: {name: kd}`")
@@ -121,13 +146,12 @@ def make_method(spec: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
         options.pop("weights", {}),
         options.pop("logit_transform", None),
     )
-    if not isinstance(weights, dict) or not all(
-        isinstance(w, (int, float)) and not isinstance(w, bool) and 0 <= w < math.inf for w in weights.values()
-    ):
+    if not isinstance(weights, Mapping):
         raise RecipeError(
-            f"method.weights should be a mapping from a term's name to a number from 0 on, for example {{ce: 1.0}}; "
+            f"method.weights should be a mapping from a term's name to its weight, for example {{ce: 1.0}}; "
             f"it is {weights!r}"
         )
+    given = {str(term): weight_from(weight, f"method.weights.{term}") for term, weight in weights.items()}
     method = build_method(name, **{str(k): v for k, v in options.items()})
     if transform is not None:
         if not isinstance(method, LogitMethod):
@@ -138,7 +162,32 @@ def make_method(spec: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
             method.logit_transform = logit_transform(str(transform))
         except ValueError as error:
             raise RecipeError(f"method '{name}': {error}") from None
-    return method, weights
+    return method, given
+
+
+def _combined(spec: Mapping[str, Any]) -> Method:
+    entries, unknown = spec["methods"], sorted(set(spec) - {"methods"})
+    if unknown:
+        raise RecipeError(f"'{unknown[0]}' stands beside `methods`; give it to one of the methods in the list")
+    if not isinstance(entries, (list, tuple)) or not entries:
+        raise RecipeError("`methods` should be a list of methods, for example [kd, {name: at, weight: 0.5}]")
+    members: dict[str, Method] = {}
+    factors: dict[str, float] = {}
+    for entry in entries:
+        options = {"name": entry} if isinstance(entry, str) else entry
+        if not isinstance(options, Mapping):
+            raise RecipeError(f"an entry of `methods` is a name, or a mapping with a name; it is {entry!r}")
+        factor = weight_from(options.get("weight", 1.0), "methods.weight")
+        if callable(factor):
+            raise RecipeError("`weight` in `methods` is a number; schedules belong to `weights` of single terms")
+        member, weights = make_method({k: v for k, v in options.items() if k != "weight"})
+        member.weights.update(weights)
+        name = str(options.get("name"))
+        label = next(
+            free for n in range(1, len(entries) + 1) if (free := name if n == 1 else f"{name}{n}") not in members
+        )
+        members[label], factors[label] = member, factor
+    return Combined(members, factors)
 
 
 @dataclass
@@ -187,7 +236,7 @@ def build_stage(
     roles = {name: builder.build(name, role) for name, role in spec.roles.items()}
     if method.batch_coupled and len(data.train) % spec.train.batch_size == 1:
         raise RecipeError(
-            f"the loss of '{spec.method['name']}' compares the samples of a batch, but the last batch of "
+            f"the loss of '{spec.method_name}' compares the samples of a batch, but the last batch of "
             f"{len(data.train)} samples has one; change train.batch_size from {spec.train.batch_size}, or data.limit"
         )
     changes = [build_transform(t, seed=recipe.seed, num_classes=data.train.info.num_classes) for t in spec.transforms]
@@ -230,7 +279,7 @@ def build_cached_role(
     method, _ = make_method(spec.method)
     if role in method.learners:
         raise RecipeError(
-            f"the role '{role}' is trained by '{spec.method['name']}', so its outputs change and cannot be cached"
+            f"the role '{role}' is trained by '{spec.method_name}', so its outputs change and cannot be cached"
         )
     data = build_data(spec.data, spec, recipe.seed, view_names=method.needs.views, shuffle=False)
     made = _RoleBuilder(recipe, spec, data, task, trust, None).build(role, spec.roles[role])
@@ -239,13 +288,14 @@ def build_cached_role(
     groups = tap_groups(role, _required(made.model), method.needs.groups(role), made.taps)
     autocast = torch.bfloat16 if (made.precision or spec.train.precision) == "bf16" else None
     teacher = FrozenTeacher(
+    chosen = spec.train.channels_last
         role,
         _required(made.model),
         task,
         groups,
         method.needs.views,
         autocast=autocast,
-        channels_last=spec.train.channels_last,
+        channels_last=prefers_channels_last(_required(made.model)) if chosen is None else chosen,
     )
     return teacher, data.loader, sorted(method.needs.roles.get(role, frozenset()) - {"logits"})
 

@@ -47,7 +47,7 @@ def check_recipe(recipe: str | Path | dict[str, Any], overrides: Sequence[str] =
         # Weights of earlier stages do not exist yet; shapes, time and memory do not depend on them.
         built = build_stage(loaded, spec, trust=trust, earlier=lambda name, model: None)
         rows, cost = _describe(built)
-        tables[f"stage {spec.name}: {spec.method['name']} on {spec.data.name}"] = rows
+        tables[f"stage {spec.name}: {spec.method_name} on {spec.data.name}"] = rows
         seconds += cost
     return Checked(tables, f"the recipe works; it will take about {duration(seconds)} on this machine")
 

@@ -16,7 +16,7 @@ from limbeck.errors import RecipeError, UnknownNameError, suggest
 from limbeck.hyperparameters import explain_validation
 from limbeck.recipes.schema import DataSpec, Recipe, RoleSpec, StageSpec
 
-_STAGE_KEYS = tuple(StageSpec.model_fields)
+_STAGE_KEYS = (*StageSpec.model_fields, "methods")
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -160,11 +160,15 @@ def _stages_spelled_out(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _normalised(stage: dict[str, Any]) -> dict[str, Any]:
-    """Turns ``data: name``, ``method: name`` and ``roles: {r: name}`` into mappings."""
+    """Turns ``data: name``, ``method: name``, ``methods: [...]`` and ``roles: {r: name}`` into mappings."""
     stage = dict(stage)
     for key in ("data", "method"):
         if isinstance(stage.get(key), str):
             stage[key] = {"name": stage[key]}
+    if "methods" in stage:
+        if "method" in stage:
+            raise RecipeError("a stage has either `method` or `methods`, a list of those used at once")
+        stage["method"] = {"methods": stage.pop("methods")}
     roles = stage.get("roles")
     if isinstance(roles, dict):
         stage["roles"] = {r: {"model": s} if isinstance(s, str) else s for r, s in roles.items()}
@@ -179,7 +183,8 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         if key == "roles" and isinstance(value, dict) and isinstance(inherited, dict):
             result[key] = {**inherited, **value}
         elif key in ("data", "train", "method") and isinstance(value, dict) and isinstance(inherited, dict):
-            same = "name" not in value or value.get("name") == inherited.get("name")
+            several = "methods" in value or "methods" in inherited
+            same = not several and ("name" not in value or value.get("name") == inherited.get("name"))
             result[key] = {**inherited, **value} if same else value
         else:
             result[key] = value

@@ -159,7 +159,7 @@ def _conclude(recipe: Recipe, built: BuiltStage, folder: RunFolder | None) -> No
     student = built.stage.student().eval()
     results = {
         **_judge(recipe.evaluate, built, folder.path),
-        "method": last.method["name"],
+        "method": last.method_name,
         "seed": recipe.seed,
         "split": built.data.split,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -84,9 +85,22 @@ class StageSpec(_Strict):
     task: str = Field("classification", description="how models are run and judged")
     data: DataSpec = Field(description="the data")
     roles: dict[str, RoleSpec] = Field(description="models by role")
-    method: dict[str, Any] = Field(description="name, hyperparameters, weights and logit_transform of the method")
+    method: dict[str, Any] = Field(
+        description="name, hyperparameters, weights and logit_transform of the method; `methods: [...]` for several"
+    )
     transforms: tuple[str | dict[str, Any], ...] = Field((), description="batch -> batch, in order")
     train: TrainSettings = Field(default_factory=TrainSettings, description="optimisation")
+
+    @property
+    def method_names(self) -> tuple[str, ...]:
+        """Names of the methods that are used at once; usually one."""
+        entries = self.method.get("methods", (self.method,))
+        return tuple(str(e.get("name") if isinstance(e, Mapping) else e) for e in entries)
+
+    @property
+    def method_name(self) -> str:
+        """What the method is called in tables: ``kd``, or ``kd + at``."""
+        return " + ".join(self.method_names)
 
 
 class Recipe(_Strict):
@@ -94,8 +108,9 @@ class Recipe(_Strict):
 
     about: str = Field("", description="one line for people")
     seed: WholeNumber = Field(0, description="seed of everything random")
-    evaluate: tuple[str, ...] = Field(
-        ("accuracy", "agreement", "calibration", "cost"), description="evaluations of the final student"
+    evaluate: tuple[str | dict[str, Any], ...] = Field(
+        ("accuracy", "agreement", "calibration", "cost"),
+        description="evaluations of the final student: names, or mappings of name and options",
     )
     stages: tuple[StageSpec, ...] = Field(description="phases, each with task, data, roles, method, train")
 

@@ -100,7 +100,7 @@ def show_recipes() -> None:
     table = _table("recipe", "methods", "about")
     for name in shipped():
         recipe = load_recipe(name)
-        table.add_row(name, ", ".join(str(stage.method["name"]) for stage in recipe.stages), recipe.about)
+        table.add_row(name, ", ".join(stage.method_name for stage in recipe.stages), recipe.about)
     _print(table, "`limbeck run NAME` trains one, `limbeck check NAME` says what it will cost.")
 
 

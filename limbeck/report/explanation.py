@@ -219,7 +219,7 @@ def recipes_by_method() -> dict[str, list[str]]:
     """Returns the names of the shipped recipes that use each method."""
     found: dict[str, list[str]] = {}
     for recipe in shipped():
-        for method in sorted({str(stage.method.get("name")) for stage in load_recipe(recipe).stages}):
+        for method in sorted({name for stage in load_recipe(recipe).stages for name in stage.method_names}):
             found.setdefault(method, []).append(recipe)
     return found
 

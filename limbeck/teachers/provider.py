@@ -90,6 +90,12 @@ class Observer:
         """Removes the taps."""
         self.taps.close()
 
+    def restore(self) -> None:
+        """Gives the model its usual memory format back."""
+        if self._channels_last:
+            self._channels_last = False
+            self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
 
 def _device_type(inputs: Any) -> str:
     """Returns where inputs are: a tensor, or a mapping of tensors."""
