@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from turns import in_turns, machine, milliseconds, ratio, settle
-from workload import CLASSES, make_batches, make_models, pair, stage_loop
+from workload import CLASSES, PLAIN, make_batches, make_models, pair, stage_loop
 
 from limbeck.engine.combine import combine, term_means
 from limbeck.engine.settings import TrainSettings
@@ -72,7 +72,7 @@ def first_step(batch: Batch, **train: Any) -> tuple[float, Tensor]:
     """Returns the loss of a first step and the student's gradient as one vector."""
     teacher, student = make_models(SHAPE)
     seen = _Loss()
-    settings = TrainSettings(epochs=1, **train)
+    settings = TrainSettings(**{"epochs": 1, **PLAIN, **train})
     roles = pair(teacher, student)
     kd, task = build_method("kd"), Classification()
     Stage(method=kd, roles=roles, task=task, loader=_Fixed(batch), settings=settings, reporter=seen).run()
@@ -91,9 +91,10 @@ def compare_switch(name: str, steps: int, size: int) -> str:
     batches = make_batches(steps + WARMUP + 2, size, SHAPE)
     train = SWITCHES[name]
     difference = differences(first_step(batches[0]), first_step(batches[0], **train))
-    plain = stage_loop("kd", pair(*make_models(SHAPE)), batches)
+    plain = stage_loop("kd", pair(*make_models(SHAPE)), batches, **PLAIN)
     times = in_turns(
-        {"plain": plain, name: stage_loop("kd", pair(*make_models(SHAPE)), batches, **train)}, warmup=WARMUP
+        {"plain": plain, name: stage_loop("kd", pair(*make_models(SHAPE)), batches, **{**PLAIN, **train})},
+        warmup=WARMUP,
     )
     return _line(name, times["plain"], times[name], difference)
 

@@ -20,7 +20,7 @@ from statistics import median
 import torch
 from bare import bare_loop
 from turns import machine
-from workload import make_batches, make_models, pair, stage_loop
+from workload import PLAIN, make_batches, make_models, pair, stage_loop
 
 BAR = 1.02
 METHODS = {"none": "student alone", "kd": "kd, logits", "at": "at, three taps"}
@@ -54,7 +54,7 @@ def _loop(arm: str, method: str, teacher: torch.nn.Module, student: torch.nn.Mod
     if arm == "bare":
         return bare_loop(method, teacher, student, batches)
     roles = pair(teacher, student)
-    return stage_loop(method, roles if method != "none" else {"student": roles["student"]}, batches)
+    return stage_loop(method, roles if method != "none" else {"student": roles["student"]}, batches, **PLAIN)
 
 
 def in_process(arm: str, method: str, batch_size: int, side: int) -> int:

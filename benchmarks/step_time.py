@@ -2,7 +2,8 @@
 
 A ResNet-20 teaches a ResNet-8 on batches that lie in memory: KD, which compares logits, and AT, which taps three stages
 of both networks. Both loops run the same models on the same batches with the same fused optimizer and the same cosine
-schedule, and look at the loss of every step.
+schedule, and look at the loss of every step. Both keep PyTorch's usual memory format; what limbeck's own default on
+CPUs gains beside it is in `cpu_switches.py`.
 
     python benchmarks/step_time.py [--quick] [--steps 200] [--batch-size 64]
 """
@@ -14,7 +15,7 @@ import copy
 
 from bare import bare_loop
 from turns import in_turns, machine, milliseconds, ratio, settle
-from workload import check_same_training, make_batches, make_models, pair, stage_loop
+from workload import PLAIN, check_same_training, make_batches, make_models, pair, stage_loop
 
 WARMUP, BAR = 10, 1.03
 SHAPES = {"3x32x32": (3, 32, 32), "1x28x28": (1, 28, 28)}
@@ -23,12 +24,12 @@ METHODS = {"kd": "kd, logits", "at": "at, three taps"}
 
 def compare(method: str, shape: tuple[int, ...], size: int, steps: int) -> str:
     """Runs both loops in turns and returns a line of the table."""
-    check_same_training(lambda t, s, b: [stage_loop(method, pair(t, s), b), bare_loop(method, t, s, b)])
+    check_same_training(lambda t, s, b: [stage_loop(method, pair(t, s), b, **PLAIN), bare_loop(method, t, s, b)])
     batches = make_batches(steps + WARMUP + 2, size, shape)
     models = make_models(shape)
     others = copy.deepcopy(models)
     times = in_turns(
-        {"limbeck": stage_loop(method, pair(*models), batches), "bare": bare_loop(method, *others, batches)},
+        {"limbeck": stage_loop(method, pair(*models), batches, **PLAIN), "bare": bare_loop(method, *others, batches)},
         warmup=WARMUP,
     )
     ours, bare = times["limbeck"], times["bare"]

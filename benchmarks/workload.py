@@ -18,6 +18,8 @@ from limbeck.students.loading import build_model
 from limbeck.tasks.classification import Classification
 
 CLASSES = 100
+PLAIN = {"channels_last": False}
+"""Settings of a stage that computes in the memory format of a bare PyTorch loop."""
 SGD = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
 
 Loop = Callable[[Pace | Callable[[Any], Any]], None]
