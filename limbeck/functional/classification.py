@@ -59,6 +59,19 @@ def cross_entropy(
     return reduce(values, reduction, mask=mask)
 
 
+def class_indices(labels: Tensor) -> Tensor:
+    """Returns class indices: labels that are, or the largest class of label probabilities, as mixed-up labels are.
+
+    Args:
+        labels: ``[...]`` integer classes, or ``[..., C]`` probabilities in floating point.
+
+    Example:
+        >>> class_indices(torch.tensor([[0.3, 0.7]])), class_indices(torch.tensor([4]))
+        (tensor([1]), tensor([4]))
+    """
+    return labels.argmax(-1) if labels.is_floating_point() else labels
+
+
 @full_precision
 def confidence_weights(teacher_logits: Tensor, *, mask: Tensor | None = None) -> Tensor:
     r"""Weights samples by the teacher's largest probability, normalised to sum to 1 over the batch.

@@ -238,3 +238,25 @@ def reused_classifier(case: Case) -> Results:
         "out.trans_feat_s": classifier.projected(ours["student_feat"]),
         **gradients(loss, {**ours, **parameters}),
     }
+
+
+@replays("nd-loss")
+def norm_and_direction(case: Case) -> Results:
+    """Embeddings have one width, so no projector stands between; class means are given."""
+    ours = {"student_emb": case.input("student_emb", requires_grad=True)}
+    means, labels = case.input("class_means"), case.input("labels")
+    sides = [
+        Signals(logits=torch.zeros(len(labels), len(means), dtype=torch.float64), features={"pooled": (embedding,)})
+        for embedding in (ours["student_emb"], case.input("teacher_emb"))
+    ]
+    method = _built("nd_loss", *sides, weight=case.config["nd_loss_factor"])
+    case.load_into(method, {"class_means": "class_means"})
+    rows = as_term(method(Batch(index=torch.arange(len(labels)), labels=labels), *sides)["nd"]).values
+    loss = weight_at(method.weights["nd"], Progress(0, 1, 1)) * rows.mean()
+    lengths = [torch.linalg.vector_norm(side.feature("pooled"), dim=1) for side in sides]
+    return {
+        "out.loss": loss,
+        "out.loss_rows": rows,
+        "out.student_is_longer": lengths[0] > lengths[1],
+        **gradients(loss, ours),
+    }

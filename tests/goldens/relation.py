@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from goldens.drive import batch_of, built, signals_of, total
 from goldens.replay import Case, gradients, replays
+from limbeck.functional.token_graph import graph_divergence
+from limbeck.functional.tokens import sampled_rows
 from limbeck.methods.base import Method, build_method
 from limbeck.methods.relation.crd import CRD
+from limbeck.methods.relation.trg import TRG
 from limbeck.schedules import Progress
 from limbeck.signals import Batch, Signals, as_term
+
+_TOKENS = ("student_tokens", "teacher_tokens")
 
 
 def _features(case: Case) -> tuple[Tensor, Tensor]:
@@ -128,3 +135,43 @@ def crd(case: Case) -> dict[str, Tensor]:
 def _step(method: Method, batch: Batch, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
     terms = method(batch, student=signals_of(student), teacher=signals_of(teacher))
     return {name: as_term(value).mean() for name, value in terms.items()}
+
+
+def _as_map(tokens: Tensor) -> Tensor:
+    """Tokens ``[B, N, D]`` as a map of one row, so that their number need be no square."""
+    return tokens.transpose(1, 2).unsqueeze(2)
+
+
+@replays("trg")
+def trg(case: Case) -> dict[str, Any]:
+    """The file's losses are sums over the sampled tokens; the temperature is that of the moment."""
+    config = case.config
+    tokens = {name: case.input(name, requires_grad=name == "student_tokens") for name in _TOKENS}
+    sides = {
+        role: Signals(logits=torch.zeros(len(t), 2, dtype=torch.float64), features={"stages": (_as_map(t),)})
+        for role, t in zip(("student", "teacher"), tokens.values())
+    }
+    options = {"neighbours": config["k"], "bandwidth": config["sigma"], "reduction": "sum"}
+    method = build_method("trg", **options, start_temperature=config["tau_g"], end_temperature=config["tau_g"])
+    assert isinstance(method, TRG)
+    built(method, sides)
+    parameters = case.load_into(method, {f"proj.{p}": f"projection.{p}" for p in ("weight", "bias")})
+    nodes = case.input("sample_index")
+    labels = torch.zeros(len(tokens["student_tokens"]), dtype=torch.long)
+    method.weights.update(
+        {
+            name: config[key]
+            for name, key in (("inner", "alpha_inner"), ("local", "beta_local"), ("global", "gamma_global"))
+        }
+    )
+    terms = method(batch_of(labels, token_index=nodes), **sides)
+    loss = total(method, terms, ("inner", "local", "global"))
+    graphs = [method.graph(sampled_rows(t, nodes)) for t in tokens.values()]
+    return {
+        **{f"out.loss_{name}": as_term(terms[name]).mean() for name in ("inner", "local", "global")},
+        "out.loss_local_student_first": graph_divergence(*graphs, student_first=True, reduction="sum"),
+        "out.loss_total": loss,
+        "out.adjacency_student": graphs[0].adjacency(),
+        "out.adjacency_teacher": graphs[1].adjacency(),
+        **gradients(loss, {"student_tokens": tokens["student_tokens"], **parameters}),
+    }
