@@ -1,0 +1,22 @@
+"""Text for language models: examples, tokenizers, rows of tokens and batches of them."""
+
+from limbeck.data.text.encoding import Encoded, encode_example
+from limbeck.data.text.examples import Chat, Document, Example, Pair
+from limbeck.data.text.loader import TextLoader
+from limbeck.data.text.source import TextSource, load_text, texts
+from limbeck.data.text.tokenizer import Tokenizer, load_tokenizer
+
+__all__ = [
+    "Chat",
+    "Document",
+    "Encoded",
+    "Example",
+    "Pair",
+    "TextLoader",
+    "TextSource",
+    "Tokenizer",
+    "encode_example",
+    "load_text",
+    "load_tokenizer",
+    "texts",
+]

@@ -1,0 +1,151 @@
+"""What a line of text data says: a document, a prompt with its completion, or a conversation."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from limbeck.errors import DataError
+
+_OPENERS: dict[str, Any] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+_ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Document:
+    """Running text, all of which is to be learnt."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt, which is given, and its completion, which is to be learnt."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation: ``(role, content)`` in turn. The assistant's turns are to be learnt."""
+
+    messages: tuple[tuple[str, str], ...]
+
+    def as_dicts(self) -> list[dict[str, str]]:
+        """Returns the messages as a chat template takes them."""
+        return [{"role": role, "content": content} for role, content in self.messages]
+
+
+Example = Document | Pair | Chat
+
+
+def as_example(record: Mapping[str, Any], where: str) -> Example:
+    """Returns what a record with ``text``, with ``prompt`` and ``completion``, or with ``messages`` says.
+
+    Raises:
+        DataError: it has none of them, or one of another type; names ``where``.
+
+    Example:
+        >>> as_example({"prompt": "2 + 2 =", "completion": " 4"}, "line 1")
+        Pair(prompt='2 + 2 =', completion=' 4')
+    """
+    if "messages" in record:
+        return _chat(record["messages"], where)
+    if "prompt" in record or "completion" in record:
+        return Pair(_text(record, "prompt", where), _text(record, "completion", where))
+    if "text" in record:
+        return Document(_text(record, "text", where))
+    raise DataError(
+        f"{where} has the keys {sorted(map(str, record))[:8]}, but should have `text`, `prompt` and `completion`, or "
+        "`messages`; rename columns with the option `columns`"
+    )
+
+
+def _text(record: Mapping[str, Any], key: str, where: str) -> str:
+    value = record.get(key)
+    if not isinstance(value, str):
+        raise DataError(f"{where}: '{key}' should be text, but it is {type(value).__name__}")
+    if key == "completion" and not value:
+        raise DataError(f"{where}: the completion is empty, so there is nothing to learn; remove the line")
+    return value
+
+
+def _chat(messages: Any, where: str) -> Chat:
+    if not isinstance(messages, Iterable) or isinstance(messages, (str, bytes)):
+        raise DataError(f"{where}: 'messages' should be a list of {{role, content}}")
+    turns = []
+    for number, message in enumerate(messages):
+        role = message.get("role") if isinstance(message, Mapping) else None
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if role not in _ROLES or not isinstance(content, str):
+            raise DataError(
+                f"{where}: message {number} should have a role of {', '.join(_ROLES)} and a content of text"
+            )
+        turns.append((str(role), content))
+    if not any(role == "assistant" for role, _ in turns):
+        raise DataError(f"{where}: no message comes from the assistant, so there is nothing to learn")
+    return Chat(tuple(turns))
+
+
+def read_jsonl(path: Path, columns: Mapping[str, str] | None = None) -> Iterator[Example]:
+    """Yields the examples of a JSONL file, which may be compressed (``.xz``, ``.gz``, ``.bz2``).
+
+    Args:
+        path: the file.
+        columns: what this file calls things, for example ``{prompt: question}``.
+
+    Raises:
+        DataError: the file is absent or damaged, or a line is not one of the three kinds; names the line.
+    """
+    with opened(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            where = f"line {number} of {path.name}"
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{where} is not JSON: {error}") from None
+            if not isinstance(record, dict):
+                raise DataError(f"{where} should be a JSON object, but it is {type(record).__name__}")
+            yield as_example(renamed(record, columns), where)
+
+
+def renamed(record: Mapping[str, Any], columns: Mapping[str, str] | None) -> dict[str, Any]:
+    """Returns a record under the names that limbeck uses."""
+    if not columns:
+        return dict(record)
+    chosen = {ours: record[theirs] for ours, theirs in columns.items() if theirs in record}
+    return {**{k: v for k, v in record.items() if k not in columns.values()}, **chosen}
+
+
+def read_text(path: Path) -> str:
+    """Returns the text of a file, which may be compressed.
+
+    Raises:
+        DataError: the file is absent, damaged or not UTF-8.
+    """
+    with opened(path) as file:
+        try:
+            return file.read()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is not UTF-8 text: {error}") from None
+
+
+def opened(path: Path) -> IO[str]:
+    """Opens a text file, decompressing by its ending.
+
+    Raises:
+        DataError: it cannot be opened.
+    """
+    try:
+        return _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8")
+    except (OSError, lzma.LZMAError) as error:
+        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None

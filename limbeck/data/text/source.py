@@ -1,0 +1,290 @@
+"""Text data sets: named readers, and the rows of tokens that a run sees of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from limbeck.data.hashing import fingerprint
+from limbeck.data.source import DataInfo
+from limbeck.data.text.encoding import Encoded, encode_example
+from limbeck.data.text.examples import Document, Example
+from limbeck.data.text.packing import pack
+from limbeck.data.text.tokenizer import Tokenizer
+from limbeck.errors import DataError, RecipeError
+from limbeck.hyperparameters import Count, validated
+from limbeck.registry import Registry
+
+Split = Literal["train", "test", "validation"]
+TooLong = Literal["cut", "drop", "error"]
+_HASH_RANGE = 2**64
+
+
+@dataclass(frozen=True)
+class RawText:
+    """What a reader found, before any tokenizer.
+
+    Attributes:
+        name: the name it was asked for.
+        examples: documents, pairs or conversations of one split, or of all where ``divided`` is false.
+        divided: whether the examples are those of the split that was asked for.
+        licence: licence and origin.
+    """
+
+    name: str
+    examples: Sequence[Example]
+    divided: bool = False
+    licence: str = ""
+
+
+texts: Registry[Callable[..., RawText]] = Registry("text data set", "limbeck.data.text")
+
+
+def text_data(name: str, **about: Any) -> Callable[[Callable[..., RawText]], Callable[..., RawText]]:
+    """Returns a decorator that registers a reader ``(*, split, **options) -> RawText``, its options checked."""
+    enter = texts.register(name, **about)
+
+    def decorate(function: Callable[..., RawText]) -> Callable[..., RawText]:
+        return enter(validated(f"text data set '{name}'", function))
+
+    return decorate
+
+
+class TextSource:
+    """Sequences of tokens in rows of at most ``context``.
+
+    Args:
+        name: name of the data.
+        sequences: the sequences, each with at most ``context + 1`` tokens and at least one to predict.
+        tokenizer: the tokenizer they were made with.
+        context: tokens a model sees in one row.
+        packed: several sequences a row, kept apart by position ids and attention.
+        licence: licence and origin of the data.
+        notes: what was cut or left out, in words.
+
+    Attributes:
+        rows: numbers of the sequences in each row.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        sequences: Sequence[Encoded],
+        tokenizer: Tokenizer,
+        *,
+        context: int,
+        packed: bool = False,
+        licence: str = "",
+        notes: Sequence[str] = (),
+    ) -> None:
+        if not sequences:
+            raise DataError(f"the text data '{name}' holds no sequence with a token to predict")
+        self.sequences = tuple(sequences)
+        self.tokenizer = tokenizer
+        self.context = context
+        self.packed = packed
+        self.notes = tuple(notes)
+        self.info = DataInfo(name, tokenizer.vocabulary, (context,), licence=licence)
+        # The last token of a sequence is predicted and never read.
+        lengths = [len(s) - 1 for s in self.sequences]
+        self.rows = pack(lengths, context) if packed else [[n] for n in range(len(lengths))]
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.rows)
+
+    @property
+    def targets(self) -> int:
+        """Number of tokens to predict in one epoch."""
+        return sum(s.targets for s in self.sequences)
+
+    def labels(self) -> Tensor | None:
+        """Nothing: text has no classes."""
+        return None
+
+    @cached_property
+    def sequence_keys(self) -> np.ndarray:
+        """A 64-bit content hash of every sequence ``[N]`` uint64."""
+        return np.array([s.key() for s in self.sequences], np.uint64)
+
+    def content_hashes(self) -> np.ndarray:
+        """A 64-bit hash of every row ``[rows]`` uint64."""
+        keys = self.sequence_keys
+        return np.array(
+            [int(fingerprint([keys[row].astype("<u8")])[:16], 16) for row in self.rows],
+            np.uint64,
+        )
+
+    def fingerprint(self) -> str:
+        """A hash of the data: its sequences in order and how they lie in rows."""
+        return fingerprint([self.sequence_keys.astype("<u8"), str(self.rows)])
+
+
+def load_text(
+    spec: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    *,
+    split: Split = "train",
+    context: int = 512,
+    packed: bool = False,
+    bos: bool = False,
+    too_long: TooLong = "cut",
+    test: float = 0.05,
+    validation: float = 0.0,
+    limit: int | Mapping[str, int] | None = None,
+) -> TextSource:
+    """Returns a split of a text data set as rows of tokens.
+
+    Documents longer than a row are cut into windows that overlap by one token, so every token is predicted once.
+    Where the data has no split of its own, documents that were cut are divided in order (the last windows are for
+    tests) and all else by content.
+
+    Args:
+        spec: ``name`` of a reader and its options.
+        tokenizer: the tokenizer.
+        split: ``train``, ``test`` or ``validation``.
+        context: tokens a model sees in one row.
+        packed: several short sequences in one row.
+        bos: begin documents and prompts with the begin-of-sequence token.
+        too_long: prompts with completions and conversations that are longer than a row are ``cut`` at the end, or
+            dropped, or an ``error``.
+        test: part of the sequences held out for tests, where the data has no test split.
+        validation: part held out of the training sequences.
+        limit: at most that many training sequences; ``{train: n, test: m}`` limits other splits too.
+
+    Raises:
+        UnknownNameError: no reader has that name.
+        RecipeError: an option is unknown or out of range.
+        DataError: the data is missing, empty or damaged.
+    """
+    if context < 1:
+        raise RecipeError(f"context = {context}: a row needs at least one token")
+    options = dict(spec)
+    name = str(options.pop("name"))
+    raw = texts[name].part(split="train" if split == "validation" else split, **options)
+    encoded = [
+        (example, encode_example(example, tokenizer, bos=bos, where=f"sample {n} of '{raw.name}'"))
+        for n, example in enumerate(raw.examples)
+    ]
+    whole = [(type(example), piece) for example, found in encoded for piece in _windows(example, found, context)]
+    kept, notes = _fitting(whole, raw.name, context, too_long)
+    held = _in_split([k for _, k in kept], raw, split, test, validation, any(len(e) > context + 1 for _, e in encoded))
+    count = limit.get(split) if isinstance(limit, Mapping) else limit if split == "train" else None
+    return TextSource(
+        raw.name,
+        held[:count],
+        tokenizer,
+        context=context,
+        packed=packed,
+        licence=raw.licence,
+        notes=notes,
+    )
+
+
+def _windows(example: Example, found: Encoded, context: int) -> list[Encoded]:
+    """Cuts a long document into windows of ``context + 1`` tokens that overlap by one."""
+    if not isinstance(example, Document) or len(found) <= context + 1:
+        return [found]
+    starts = range(0, len(found) - 1, context)
+    return [Encoded(found.ids[s : s + context + 1], found.learn[s : s + context + 1]) for s in starts]
+
+
+def _fitting(
+    sequences: Sequence[tuple[type, Encoded]], name: str, context: int, too_long: TooLong
+) -> tuple[list[tuple[type, Encoded]], list[str]]:
+    """Returns the sequences that fit and have something to learn, and what happened to the others."""
+    long = [n for n, (_, s) in enumerate(sequences) if len(s) > context + 1]
+    if long and too_long == "error":
+        raise DataError(
+            f"{len(long)} sequences of '{name}' (the first is number {long[0]} with {len(sequences[long[0]][1])} "
+            f"tokens) are longer than the context of {context}; raise `context`, or set `too_long` to cut or drop"
+        )
+    notes = []
+    if long:
+        what = "cut to" if too_long == "cut" else "left out: they are longer than"
+        notes.append(f"{len(long)} of {len(sequences)} sequences of '{name}' {what} {context} tokens")
+    fitting = [(kind, s.cut(context + 1)) for kind, s in sequences if len(s) <= context + 1 or too_long == "cut"]
+    kept = [(kind, s) for kind, s in fitting if s.targets]
+    if len(kept) < len(fitting):
+        notes.append(f"{len(fitting) - len(kept)} sequences of '{name}' have no token to predict and are left out")
+    if not kept:
+        raise DataError(
+            f"no sequence of '{name}' has a token to predict within {context} tokens; raise `context`, or look at the "
+            "data"
+        )
+    return kept, notes
+
+
+def _in_split(
+    sequences: list[Encoded], raw: RawText, split: Split, test: float, validation: float, in_order: bool
+) -> list[Encoded]:
+    """Returns the sequences of a split."""
+    for part, size in (("test", test), ("validation", validation)):
+        if not 0 <= size < 1:
+            raise RecipeError(f"{part} = {size}: the part held out is at least 0 and below 1")
+    rest = sequences
+    if not raw.divided:
+        rest, held = _divided(sequences, test, in_order)
+        if split == "test":
+            return _nonempty(held, raw.name, "test", "raise `test`")
+    elif split == "test":
+        return _nonempty(rest, raw.name, "test", "give it samples")
+    training, held = _divided(rest, validation, in_order)
+    if split == "validation":
+        return _nonempty(held, raw.name, "validation", "raise `validation`")
+    return _nonempty(training, raw.name, "train", "hold out less")
+
+
+def _divided(sequences: list[Encoded], part: float, in_order: bool) -> tuple[list[Encoded], list[Encoded]]:
+    """Divides in order where windows are neighbours in one text, else by content, so that copies stay together."""
+    if not part:
+        return sequences, []
+    if in_order:
+        first = min(int(len(sequences) * (1 - part)), len(sequences) - 1)
+        return sequences[:first], sequences[first:]
+    chosen = [s.key() < part * _HASH_RANGE for s in sequences]
+    return [s for s, c in zip(sequences, chosen) if not c], [s for s, c in zip(sequences, chosen) if c]
+
+
+def _nonempty(sequences: list[Encoded], name: str, split: str, fix: str) -> list[Encoded]:
+    if not sequences:
+        raise DataError(f"the split '{split}' of '{name}' is empty; {fix}")
+    return sequences
+
+
+class Options:
+    """How text becomes rows: the keys of ``data.options`` that are no option of the reader."""
+
+    def __init__(
+        self,
+        *,
+        tokenizer: str | None = None,
+        context: Count = 512,
+        packed: bool = False,
+        bos: bool = False,
+        too_long: TooLong = "cut",
+        test: float = 0.05,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.rows: dict[str, Any] = {
+            "context": context, "packed": packed, "bos": bos, "too_long": too_long, "test": test,
+        }  # fmt: skip
+
+
+Options.__init__ = validated("data.options", Options.__init__)  # type: ignore[method-assign]
+
+
+def divide_options(options: Mapping[str, Any]) -> tuple[Options, dict[str, Any]]:
+    """Returns how text becomes rows, and the options of the reader.
+
+    Raises:
+        RecipeError: a value is out of range.
+    """
+    known = ("tokenizer", "context", "packed", "bos", "too_long", "test")
+    own = {key: value for key, value in options.items() if key in known}
+    return Options(**own), {key: value for key, value in options.items() if key not in known}
