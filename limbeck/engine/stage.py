@@ -262,6 +262,8 @@ class Stage:
         self._unite()
         for model in self.learners.values():
             model.eval()
+        for observer in self.observers.values():
+            _call(observer, "restore")
         self._reporter.stage_done(self.name)
 
     def _run_epoch(self, stop: StopRequest) -> None:
@@ -269,8 +271,6 @@ class Stage:
         epoch, done = divmod(self.step, steps)
         self._set_training()
         for batch in self.loader.epoch(epoch, done):
-        for observer in self.observers.values():
-            _call(observer, "restore")
             loss = self._train_step(self._prepared(batch))
             self._reporter.step_done(self.progress, loss)
             at_end = self.step % steps == 0

@@ -286,9 +286,9 @@ def build_cached_role(
     if made.provider is not None:
         return made.provider, data.loader, []
     groups = tap_groups(role, _required(made.model), method.needs.groups(role), made.taps)
+    chosen = spec.train.channels_last
     autocast = torch.bfloat16 if (made.precision or spec.train.precision) == "bf16" else None
     teacher = FrozenTeacher(
-    chosen = spec.train.channels_last
         role,
         _required(made.model),
         task,
