@@ -10,7 +10,7 @@ from torch import Tensor
 
 from limbeck.errors import NonFiniteLossError, RecipeError, suggest
 from limbeck.schedules import Progress, Weight, weight_at
-from limbeck.signals import Batch, Term, Terms, as_term
+from limbeck.signals import Batch, Terms, as_term
 
 
 def check_weights(weights: Mapping[str, Weight], terms: Mapping[str, object], owner: str) -> None:
@@ -38,17 +38,28 @@ class WholeBatch:
 
     Attributes:
         samples: number of samples over all micro-batches and processes.
-        positions: number of positions that the batch's ``mask`` keeps, likewise; 0 without a mask.
+        positions: number of positions that each mask of the batch keeps, likewise, by the mask's name.
+        rows: number of samples of which each mask keeps a position.
     """
 
     samples: float
-    positions: float
+    positions: Mapping[str, float]
+    rows: Mapping[str, float]
+
+
+def _masks(batch: Batch) -> dict[str, Tensor]:
+    """Masks of a batch: ``mask`` itself and entries whose name ends in ``_mask``."""
+    named = {k: v for k, v in batch.items() if k == "mask" or k.endswith("_mask")}
+    return {name: named[name] for name in sorted(named) if isinstance(named[name], Tensor)}
 
 
 def whole_batch(batch: Batch, totals: Callable[[list[float]], list[float]]) -> WholeBatch:
     """Returns the size of the batch of which ``batch`` is a process's part; ``totals`` adds counts over processes."""
-    mask = batch.get("mask")
-    return WholeBatch(*totals([batch.size, float(mask.bool().sum()) if mask is not None else 0.0]))
+    flags = {name: mask.bool() for name, mask in _masks(batch).items()}
+    positions = [float(f.sum()) for f in flags.values()]
+    rows = [float(f.flatten(1).any(1).sum()) if f.dim() > 1 else float(f.sum()) for f in flags.values()]
+    samples, *counts = totals([float(batch.size), *positions, *rows])
+    return WholeBatch(samples, dict(zip(flags, counts)), dict(zip(flags, counts[len(flags) :])))
 
 
 def part_means(terms: Terms, part: Batch, whole: WholeBatch) -> dict[str, Tensor]:
@@ -58,7 +69,7 @@ def part_means(terms: Terms, part: Batch, whole: WholeBatch) -> dict[str, Tensor
     the mean over its part's samples.
 
     Raises:
-        RecipeError: a term masks positions by something else than the batch's own ``mask``, so its count is not known
+        RecipeError: a term masks positions by something else than a mask of the batch, so its count is not known
             beforehand.
     """
     means: dict[str, Tensor] = {}
@@ -69,18 +80,22 @@ def part_means(terms: Terms, part: Batch, whole: WholeBatch) -> dict[str, Tensor
         elif term.mask is None:
             means[name] = term.total() / (whole.samples * (term.values.numel() / part.size))
         else:
-            _check_mask(name, term, part)
-            means[name] = term.total() / max(whole.positions, 1.0)
+            means[name] = term.total() / max(_masked_count(name, term.mask, part, whole), 1.0)
     return means
 
 
-def _check_mask(name: str, term: Term, part: Batch) -> None:
-    mask = part.get("mask")
-    if mask is None or term.mask is None or mask.shape[1:] != term.mask.shape[1:]:
-        raise RecipeError(
-            f"the term '{name}' has a mask of its own, so its batch cannot be split; set train.micro_batches to 1 and "
-            "start one process"
-        )
+def _masked_count(name: str, mask: Tensor, part: Batch, whole: WholeBatch) -> float:
+    """Returns how many positions count over the whole batch, for a mask of the batch or its samples that have any."""
+    flags = mask.bool()
+    for known, other in _masks(part).items():
+        if flags.shape == other.shape and torch.equal(flags, other.bool()):
+            return whole.positions[known]
+        if flags.dim() == 1 and other.dim() > 1 and torch.equal(flags, other.bool().flatten(1).any(1)):
+            return whole.rows[known]
+    raise RecipeError(
+        f"the term '{name}' has a mask of its own, so its batch cannot be split; set train.micro_batches to 1 and "
+        "start one process"
+    )
 
 
 def combine(
