@@ -13,6 +13,7 @@ from goldens.replay import Case, gradients, replays
 from limbeck.anatomy import Anatomy
 from limbeck.functional.feature_maps import pool_to_smaller
 from limbeck.methods.base import Method, Setup, build_method
+from limbeck.methods.exit_heads import ConvolutionExit
 from limbeck.schedules import Progress, weight_at
 from limbeck.signals import Batch, Signals, as_term
 
@@ -260,3 +261,69 @@ def norm_and_direction(case: Case) -> Results:
         "out.student_is_longer": lengths[0] > lengths[1],
         **gradients(loss, ours),
     }
+
+
+@replays("ofa-kd")
+def one_for_all(case: Case) -> Results:
+    """Exits give the logits of the file; a map stands for one that a separable convolution and a classifier read."""
+    config, labels, theirs = case.config, case.input("labels"), case.input("teacher_logits")
+    final = case.input("student_logits", requires_grad=True)
+    leaves = {"student_logits": final, **case.numbered("stage_logits", requires_grad=True)}
+    exits: list[nn.Module] = [nn.Identity() for _ in range(len(leaves) - 1)]
+    features = list(leaves.values())[1:]
+    source = [n for n in case.input_names() if case.input(n).dim() == 4 and not re.search(r"weight|conv|proj|^w", n)]
+    for name in source:
+        leaves[name] = case.input(name, requires_grad=True)
+        head, parameters = _exit_of(case, leaves[name].shape[1])
+        leaves.update(parameters)
+        exits.append(head)
+        features.append(leaves[name])
+    method = build_method(
+        "ofa_kd", exponents=_exponents(config["eps"], len(exits)), temperature=config["temperature"],
+        label_smoothing=config.get("label_smoothing", 0.0),
+    )  # fmt: skip
+    # The file gives what the exits say, so the method's own do not stand between.
+    shaped = [torch.zeros(len(labels), 4, 2**n, 2**n) for n in range(len(exits), 0, -1)]
+    student = Signals(logits=final.detach().float(), features={"stages": tuple(shaped)})
+    method.build(Setup(signals={"student": student, "teacher": Signals(logits=theirs)}, models={}))
+    method.exits = nn.ModuleList(exits)
+    method.double().train()
+    batch = Batch(index=torch.arange(len(labels)), labels=labels)
+    sides = Signals(logits=final, features={"stages": tuple(features)}), Signals(logits=theirs)
+    terms = {name: as_term(value).mean() for name, value in method(batch, *sides).items()}
+    parts = zip(("gt", "kd", "ofa"), terms.values())
+    loss = torch.stack([config.get(f"{name}_loss_weight", 1.0) * value for name, value in parts]).sum()
+    said = [head(tensor) for head, tensor in zip(exits, features)]
+    each = method.losses([*said, final], theirs, labels)
+    return {
+        "out.loss_total": loss,
+        "out.loss_gt": terms["ce"],
+        "out.loss_kd": terms["kd"],
+        **{f"out.loss_stage{i}": value.mean() for i, value in enumerate(each[:-1])},
+        **{f"out.stage_logits{i}": value for i, value in enumerate(said)},
+        **gradients(loss, leaves),
+    }
+
+
+def _exponents(given: Any, exits: int) -> tuple[float, ...]:
+    """One exponent for all, or those of the exits and of the final logits."""
+    values = tuple(float(e) for e in given) if isinstance(given, list) else (float(given),)
+    return values if len(values) in (1, exits + 1) else values[:1]
+
+
+def _exit_of(case: Case, channels: int) -> tuple[nn.Module, dict[str, Tensor]]:
+    """An exit with the projector of the file; what a parameter is follows from its shape and its place in the file."""
+    names = [n for n in case.input_names() if re.search(r"weight|bias|gamma|beta|conv|proj|bn|fc|linear|^w", n)]
+    names = [n for n in names if not n.startswith(("student_logits", "teacher_logits", "stage_logits", "labels"))]
+    classes, width = next(case.input(n).shape for n in names if case.input(n).dim() == 2)
+    head = ConvolutionExit(channels, width, classes, 1)
+    _norm_eps(head, case)
+    free = [(target, tuple(p.shape), target.endswith("bias")) for target, p in head.named_parameters()]
+    slots: dict[str, str] = {}
+    for name in names:
+        shape, bias = tuple(case.input(name).shape), bool(re.search(r"(bias|beta|_b|\.b|b)$", name))
+        found = next((f for f in free if f[1] == shape and (len(shape) > 1 or f[2] == bias)), None)
+        if found is not None:
+            free.remove(found)
+            slots[name] = found[0]
+    return head, case.load_into(head, slots)

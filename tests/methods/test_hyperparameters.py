@@ -50,7 +50,8 @@ def _other_values(name: str, key: str) -> Iterator[Any]:
     if choices(inner):
         yield from (choice for choice in choices(inner) if choice != default)
     elif get_origin(inner) is tuple:
-        yield default[:-1]
+        # Fewer entries, other entries; one that was left out stands for all there could be.
+        yield from ((1,), (2,)) if default is None else (default[:-1], tuple(1.5 * entry for entry in default))
     else:
         number = _number(inner)
         assert number is not None, f"{name}.{key}: {annotation} is no kind of hyperparameter that is known here"
