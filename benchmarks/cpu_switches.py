@@ -29,7 +29,8 @@ from workload import CLASSES, PLAIN, make_batches, make_models, pair, stage_loop
 
 from limbeck.engine.combine import combine, term_means
 from limbeck.engine.settings import TrainSettings
-from limbeck.engine.stage import Reporter, Stage
+from limbeck.engine.reporter import Reporter
+from limbeck.engine.stage import Stage
 from limbeck.methods.base import Method, build_method
 from limbeck.schedules import Progress
 from limbeck.signals import Batch, Signals

@@ -130,14 +130,29 @@ def cache(
 @app.command()
 def evaluate(
     folder: RunPath,
-    names: Annotated[list[str] | None, typer.Argument(help="Evaluations; those of the recipe when absent.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Evaluations, and options such as `ood.data=digits`; those of the recipe when absent."),
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Another run: compare the two students sample by sample, with a paired test.")
+    ] = None,
     trust: Trust = False,
 ) -> None:
-    """Judge the student of a finished run again, for example with more evaluations."""
-    from limbeck.recipes.run import evaluate_run
-    from limbeck.report.progress import show_results
+    """Judge the student of a finished run again, for example with more evaluations.
 
-    show_results(evaluate_run(folder, names or None, trust=trust))
+    Examples: `limbeck evaluate runs/first corruptions corruptions.severities=[1,5] membership`,
+    `limbeck evaluate runs/first --against runs/second`
+    """
+    from limbeck.evaluate import with_options
+    from limbeck.evaluate.paired import compare_runs
+    from limbeck.recipes.run import evaluate_run
+    from limbeck.report.progress import show_paired, show_results
+
+    if against is None or names:
+        show_results(evaluate_run(folder, with_options(names or ()) or None, trust=trust))
+    if against is not None:
+        show_paired(folder, against, compare_runs(folder, against))
 
 
 @app.command()

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from limbeck.engine import distributed
+from limbeck.engine.reporter import Reporter
 from limbeck.engine.roles import Role
 from limbeck.engine.run_folder import RunFolder
 from limbeck.engine.settings import TrainSettings
-from limbeck.engine.stage import Reporter, Stage
+from limbeck.engine.stage import Stage
 from limbeck.evaluate import evaluate
 from limbeck.hyperparameters import validated_model
 from limbeck.tasks.base import tasks
@@ -43,6 +44,7 @@ def distill(
     *,
     method: MethodLike = "kd",
     evaluate_on: Any = None,
+    holdout: float = 0.0,
     evaluations: Sequence[str] = ("accuracy", "agreement", "calibration"),
     task: str = "classification",
     augment: Sequence[Mapping[str, Any]] = (),
@@ -65,6 +67,7 @@ def distill(
         method: a name, a mapping with a name and hyperparameters, a list of those that are used at once, or a
             :class:`~limbeck.methods.base.Method` of your own.
         evaluate_on: test data, in the forms of ``train_set``.
+        holdout: part of ``train_set`` kept out of training, for methods that judge the student while it trains.
         evaluations: what to measure on it.
         task: how models are run.
         augment: augmentation of the training data, as in a recipe; none by default.
@@ -91,12 +94,20 @@ def distill(
     """
     from limbeck.data import as_source
     from limbeck.data.loader import Loader
+    from limbeck.data.subsets import hold_out
     from limbeck.recipes.build import accuracy_on, as_method
 
     settings = validated_model(TrainSettings, train, "train")
     built, weights = as_method(method)
     how = tasks[task].part()
     source = as_source(train_set, split="train")
+    ranks: dict[str, Any] = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    apart = None
+    if holdout:
+        kept_out = hold_out(source, holdout, "held", purpose="holdout")
+        source = hold_out(source, holdout, "rest", purpose="holdout")
+        size = min(settings.batch_size, len(kept_out))
+        apart = Loader(kept_out, (), batch_size=size, seed=seed, drop_last=True, **ranks)
     loader = Loader(
         source,
         augment,
@@ -104,8 +115,7 @@ def distill(
         seed=seed,
         views=views or {},
         workers=settings.workers,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
+        **ranks,
     )
     held = None
     if evaluate_on is not None:
@@ -139,6 +149,7 @@ def distill(
             folder=folder,
             seed=seed,
             reporter=reporter,
+            holdout=apart,
         )
         stage.run()
     finally:

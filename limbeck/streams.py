@@ -48,6 +48,13 @@ def integers(seed: int, purpose: str, epoch: int, index: np.ndarray, draws: int,
     return np.minimum((uniform(seed, purpose, epoch, index, draws) * high).astype(np.int64), high - 1)
 
 
+def normal(seed: int, purpose: str, epoch: int, index: np.ndarray, draws: int) -> np.ndarray:
+    """Returns float64 numbers from the standard normal distribution of shape ``[len(index), draws]`` (Box-Muller)."""
+    pairs = uniform(seed, purpose, epoch, index, 2 * draws)
+    radius = np.sqrt(-2.0 * np.log1p(-pairs[:, :draws]))
+    return radius * np.cos(2.0 * np.pi * pairs[:, draws:])
+
+
 def permutation(seed: int, purpose: str, epoch: int, n: int) -> np.ndarray:
     """Returns a permutation of ``range(n)`` that depends on (seed, purpose, epoch) only."""
     return np.argsort(words(seed, purpose, epoch, np.arange(n), 1)[:, 0], kind="stable")

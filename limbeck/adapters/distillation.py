@@ -118,6 +118,11 @@ class Distillation(nn.Module):
                 f"{type(method).__name__} trains several models with an optimizer each, which other loops do not; use "
                 "limbeck.distill"
             )
+        if method.refreshes or method.needs.holdout:
+            raise RecipeError(
+                f"{type(method).__name__} looks at data between epochs or at held-out samples, which other loops do "
+                "not give; use limbeck.distill"
+            )
         averages = [name for name, role in roles.items() if role.ema_of is not None]
         if averages:
             raise RecipeError(

@@ -12,6 +12,7 @@ from torch import Tensor
 from limbeck import streams
 from limbeck.data.augment.base import Entry
 from limbeck.data.hashing import fingerprint, with_position
+from limbeck.data.pixel_scale import PixelScale
 from limbeck.data.source import Source
 from limbeck.data.views import STATIC, View
 from limbeck.errors import DataError, LimbeckError, RecipeError
@@ -121,6 +122,11 @@ class Loader:
     def view_seed(self) -> int:
         """Seed of the augmentation."""
         return self._view_seed
+
+    @property
+    def pixel_scale(self) -> PixelScale:
+        """How pixel values in [0, 1] become inputs."""
+        return self._view.pixel_scale
 
     @property
     def steps_per_epoch(self) -> int:

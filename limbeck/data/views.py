@@ -17,6 +17,7 @@ from torch import Tensor
 
 from limbeck import streams
 from limbeck.data.augment.base import Entry, build_augmentations
+from limbeck.data.pixel_scale import PixelScale
 from limbeck.data.source import DataInfo
 
 STATIC = "static"
@@ -84,6 +85,11 @@ class View:
                 numbers = streams.uniform(seed, self._purpose(position), epoch, index, draws)
             inputs = operation(inputs, torch.from_numpy(numbers), self._mean)
         return self._normalised(inputs)
+
+    @property
+    def pixel_scale(self) -> PixelScale:
+        """How pixel values in [0, 1] become inputs."""
+        return PixelScale(*self._normalisation) if self._normalisation is not None else PixelScale()
 
     def _purpose(self, position: int) -> str:
         return f"view/{self._stream}/{position}/{self._operations[position].name}"

@@ -229,8 +229,13 @@ def share_buffers(modules: Iterable[nn.Module]) -> None:
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Averages gradients over processes, for steps with several players that DDP cannot follow."""
-    for same in _by_type(p.grad for p in parameters if p.grad is not None):
-        flat = torch.cat([g.reshape(-1) for g in same])
+    average(p.grad for p in parameters if p.grad is not None)
+
+
+def average(tensors: Iterable[Tensor]) -> None:
+    """Overwrites tensors with their means over processes, in one exchange a type."""
+    for same in _by_type(tensors):
+        flat = torch.cat([t.reshape(-1) for t in same])
         dist.all_reduce(flat)
         _put(flat / world_size(), same)
 

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.engine import distributed, sharding
+from limbeck.engine.alignment import Alignment
 from limbeck.engine.combine import WholeBatch, check_finite, combine, part_means, term_means, whole_batch
+from limbeck.engine.term_gradients import TermGradients
 from limbeck.errors import NonFiniteLossError
 from limbeck.methods.base import Method
-from limbeck.schedules import Progress
+from limbeck.schedules import Progress, Weight
 from limbeck.signals import Batch, Term, Terms
 
 Players = Mapping[str, tuple[list[nn.Parameter], frozenset[str] | None]]
@@ -29,15 +31,21 @@ class Gradients:
         method: the method.
         players: who is optimised for what.
         micro_batches: parts that a batch is computed in.
+        watch: measures the gradient of each term, and may change the weights.
     """
 
-    def __init__(self, step: nn.Module, method: Method, players: Players, micro_batches: int) -> None:
+    def __init__(
+        self, step: nn.Module, method: Method, players: Players, micro_batches: int, watch: TermGradients | None = None
+    ) -> None:
         self._step, self._method, self._players = step, method, players
-        self._micro_batches = micro_batches
+        self._micro_batches, self._watch = micro_batches, watch
+        self._measured_at = -1
         self._failure: NonFiniteLossError | None = None
         parameters = [p for own, _ in players.values() for p in own]
         wrapped = isinstance(step, nn.parallel.DistributedDataParallel) or any(map(sharding.is_sharded, parameters))
-        self._unwrapped = [] if wrapped or distributed.world_size() == 1 else parameters
+        self._alignment = Alignment(parameters, method) if method.yielding() else None
+        averaged = wrapped or distributed.world_size() == 1 or self._alignment is not None
+        self._unwrapped = [] if averaged else parameters
 
     def __call__(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Returns the mean of each term over the batch of all processes.
@@ -53,8 +61,21 @@ class Gradients:
             means = self._backward_in_parts(batch, progress)
         if not alone:
             means = self._agreed(means, add=not gathered)
+        if self._alignment is not None:
+            self._alignment.merge()
         distributed.average_gradients(self._unwrapped)
         return means
+
+    @property
+    def weights(self) -> Mapping[str, Weight]:
+        """The weights of the terms that count now: the method's own, or balanced ones."""
+        return self._method.weights if self._watch is None else self._watch.weights(self._method.weights)
+
+    def _measure(self, means: Mapping[str, Tensor], progress: Progress) -> None:
+        """Looks at the terms' gradients when that is due, on the first part of a batch."""
+        if self._watch is not None and self._watch.due(progress) and self._measured_at != progress.step:
+            self._watch.measure(means, self._method.weights, progress)
+            self._measured_at = progress.step
 
     def _backward_in_parts(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         whole = whole_batch(batch, distributed.totals)
@@ -72,13 +93,13 @@ class Gradients:
         means = term_means(terms) if whole is None else part_means(terms, part, whole)
         # Data parallelism averages over processes; shares of a global mean must be added instead.
         scale = 1 if whole is None else distributed.world_size()
-        losses = {
-            who: combine(means, self._method.weights, progress, only) * scale
-            for who, (_, only) in self._players.items()
-        }
+        self._measure(means, progress)
+        losses = {who: combine(means, self.weights, progress, only) * scale for who, (_, only) in self._players.items()}
         if not all(math.isfinite(loss.item()) for loss in losses.values()):
             self._fail(means, terms, part, progress)
-        if len(losses) == 1:
+        if self._alignment is not None:
+            self._alignment.add(means, progress, scale)
+        elif len(losses) == 1:
             next(iter(losses.values())).backward()
         else:
             sharding.player_gradients(losses, {who: parameters for who, (parameters, _) in self._players.items()})

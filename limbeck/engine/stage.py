@@ -11,17 +11,20 @@ from torch import Tensor, nn
 
 from limbeck import streams
 from limbeck.engine import distributed, sharding, stage_checkpoint
-from limbeck.engine.combine import combine
+from limbeck.engine.epoch_metrics import EpochMetrics
 from limbeck.engine.gradients import Gradients
+from limbeck.engine.holdout import holdout_for
 from limbeck.engine.interruption import Interrupted, StopRequest
 from limbeck.engine.optimization import build_optimizer, learning_rate
 from limbeck.engine.preflight import dry_run, fit
+from limbeck.engine.reporter import Reporter
 from limbeck.engine.roles import Role, make_observers
 from limbeck.engine.run_folder import RunFolder
 from limbeck.engine.settings import TrainSettings
 from limbeck.engine.step import Step, Transform, apply_transforms
-from limbeck.errors import DataError, RecipeError
-from limbeck.methods.base import Method, Setup
+from limbeck.engine.term_gradients import TermGradients
+from limbeck.errors import DataError, RecipeError, suggest
+from limbeck.methods.base import Method, Observed, Passes, Setup
 from limbeck.schedules import Progress
 from limbeck.signals import Batch, Signals, Terms
 from limbeck.tasks.base import Task
@@ -37,25 +40,6 @@ class BatchLoader(Protocol):
 
     def epoch(self, epoch: int, start_step: int = 0) -> Any:
         """Yields the batches of an epoch from ``start_step`` on."""
-
-
-class Reporter:
-    """What a stage tells the outside. All methods do nothing; override what you show."""
-
-    def note(self, message: str) -> None:
-        """Something a person should know was decided."""
-
-    def stage_started(self, name: str, progress: Progress) -> None:
-        """A stage begins, or goes on from ``progress``."""
-
-    def step_done(self, progress: Progress, loss: float) -> None:
-        """An optimizer step was taken."""
-
-    def epoch_done(self, record: Mapping[str, Any]) -> None:
-        """An epoch was logged."""
-
-    def stage_done(self, name: str) -> None:
-        """A stage has ended."""
 
 
 class Stage:
@@ -76,6 +60,7 @@ class Stage:
         name: name of the stage, and of its checkpoints.
         seed: seed of the run.
         reporter: shows progress.
+        holdout: batches that are not trained on, for methods that judge learners on them.
 
     Raises:
         LimbeckError: the parts do not fit; the message says which and how to mend it.
@@ -98,6 +83,7 @@ class Stage:
         name: str = "train",
         seed: int = 0,
         reporter: Reporter | None = None,
+        holdout: BatchLoader | None = None,
     ) -> None:
         if loader.steps_per_epoch < 1:
             raise DataError("the training data gives no batch; check the data set and train.batch_size")
@@ -107,7 +93,8 @@ class Stage:
                 "it; set train.micro_batches to 1"
             )
         self.method, self.task, self.loader, self.settings = method, task, loader, settings
-        self.name, self.seed = name, seed
+        self.name, self.seed, self.step = name, seed, 0
+        self._holdout = holdout_for(method, holdout)
         self._transforms, self._evaluate = tuple(transforms), evaluate
         self._folder = folder if distributed.rank() == 0 else None
         self._reporter = reporter if reporter is not None and distributed.rank() == 0 else Reporter()
@@ -120,8 +107,14 @@ class Stage:
         # FSDP2 takes only parameters in the usual memory format.
         sharded = settings.sharding == "fsdp" and distributed.world_size() > 1
         self.observers = make_observers(
-            roles, method, task, precision=settings.precision, channels_last=False if sharded else settings.channels_last
+            roles,
+            method,
+            task,
+            precision=settings.precision,
+            channels_last=False if sharded else settings.channels_last,
         )
+        for transform in self._transforms:
+            _call(transform, "bind", self.observers)
         self._build(roles, labels, num_classes, weights or {})
         if settings.compile:
             for observer in self.observers.values():
@@ -130,9 +123,9 @@ class Stage:
         loss = torch.compile(method.forward) if settings.compile_loss else None
         self._plain_step = Step(method, self.learners, self.observers, loss)
         self._blueprint: sharding.Blueprint | None = None
+        self.watch = self._make_watch(sharded)
         self._make_players(self._plain_step)
-        self.step = 0
-        self.sums: dict[str, float] = {}
+        self.metrics = EpochMetrics()
 
     def _build(
         self, roles: Mapping[str, Role], labels: Tensor | None, num_classes: int | None, weights: Mapping[str, Any]
@@ -162,16 +155,56 @@ class Stage:
             yield self._gathered(batch, dry_run(self.method, batch, self.observers))
 
     def _prepared(self, batch: Batch) -> Batch:
-        return apply_transforms(self._transforms, batch)
+        batch = apply_transforms(self._transforms, batch)
+        beside = self._holdout is not None and self.method.needs.holdout == "batches"
+        return self._holdout.beside(batch, self.step) if beside else batch  # type: ignore[union-attr]
+
+    def _refresh(self) -> None:
+        """Lets the method recompute, at the end of an epoch, what depends on the models as they are now."""
+        if not self.method.refreshes:
+            return
+        holdout, learners = self._holdout, self.method.learners
+
+        def held_out() -> Observed:
+            for seen in () if holdout is None else holdout.observed(self.observers, learners):
+                yield self._gathered(*seen)
+
+        self.method.refresh(self.progress, Passes(self._observe_all, held_out))
 
     def _make_players(self, step: nn.Module) -> None:
         """Gives each player its optimizer, for a step that may be wrapped for several processes."""
         players = self.method.players(self.learners)
-        self.optimizers = {who: build_optimizer(own, self.settings) for who, (own, _) in players.items() if own}
+        self._settings_of = {who: self.settings.of_player(who, self.method.optimizers.get(who, {})) for who in players}
+        unknown = [who for who in self.settings.players if who not in players]
+        if unknown:
+            raise RecipeError(f"train.players: there is no player '{unknown[0]}'. {suggest(unknown[0], players)}")
+        self.optimizers = {
+            who: build_optimizer(own, self._settings_of[who]) for who, (own, _) in players.items() if own
+        }
         if not self.optimizers:
             raise RecipeError("nothing trains: no learner has a parameter that requires a gradient")
         self._players = players
-        self._gradients = Gradients(step, self.method, players, self.settings.micro_batches)
+        self._gradients = Gradients(step, self.method, players, self.settings.micro_batches, self.watch)
+
+    def _make_watch(self, sharded: bool) -> TermGradients | None:
+        """Returns what measures the gradients of terms, where the settings ask for it."""
+        balance, every = self.settings.balance, self.settings.gradient_metrics
+        if balance is None and not every:
+            return None
+        if sharded:
+            raise RecipeError(
+                "gradients of single terms need the student in one place; set train.sharding to ddp, or remove "
+                "train.balance and train.gradient_metrics"
+            )
+        if balance is not None and (len(self.method.players(self.learners)) > 1 or self.method.yielding()):
+            raise RecipeError(
+                f"{type(self.method).__name__} does not minimise one sum of its terms, so train.balance has nothing to "
+                "balance; remove it"
+            )
+        for name in balance.shares if balance is not None else ():
+            if name not in self.method.weights:
+                raise RecipeError(f"train.balance.shares names no term '{name}'. {suggest(name, self.method.weights)}")
+        return TermGradients(list(self.learners["student"].parameters()), balance.every if balance else every, balance)
 
     def _distribute(self) -> None:
         """Divides the work over the processes, when there are several."""
@@ -180,8 +213,8 @@ class Stage:
             return
         if kind == "fsdp":
             self._blueprint = sharding.Blueprint(_as_one(self.method, self.learners))
-        # DDP follows one backward pass, so with several players gradients are averaged by hand.
-        alone = len(self._players) > 1 and kind == "ddp"
+        # DDP follows one backward pass, so with several players, or terms apart, gradients are averaged by hand.
+        alone = (len(self._players) > 1 or bool(self.method.yielding())) and kind == "ddp"
         taps = {
             role: [p for paths in observer.taps.groups.values() for p in paths]
             for role, observer in self.observers.items()
@@ -207,6 +240,11 @@ class Stage:
             return self.method, self.learners
         united: Any = self._blueprint.build(_as_one(self.method, self.learners))
         return united["method"], dict(united["learners"].items())
+
+    @property
+    def transforms(self) -> tuple[Transform, ...]:
+        """What changes a batch before the roles see it, in order."""
+        return self._transforms
 
     @property
     def progress(self) -> Progress:
@@ -276,6 +314,7 @@ class Stage:
             at_end = self.step % steps == 0
             every = self.settings.checkpoint_every
             if at_end:
+                self._refresh()
                 self._log_epoch(epoch)
             stopping = distributed.any_rank(stop.requested)
             if stopping or (self.step % every == 0 if every else at_end):
@@ -293,11 +332,10 @@ class Stage:
     def _train_step(self, batch: Batch) -> float:
         """Takes one optimizer step and returns the loss."""
         progress = self.progress
-        rate = learning_rate(self.settings, progress)
-        for optimizer in self.optimizers.values():
+        for who, optimizer in self.optimizers.items():
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = learning_rate(self._settings_of[who], progress)
         means = self._gradients(batch, progress)
         for who, optimizer in self.optimizers.items():
             if self.settings.clip_norm is not None:
@@ -308,30 +346,25 @@ class Stage:
         self.method.after_step(self.progress)
         for observer in self.observers.values():
             _call(observer, "after_step", self.progress)
-        loss = float(combine(means, self.method.weights, progress))
-        values: dict[str, Any] = {**means, "loss": loss}
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
-        return loss
+        return self.metrics.add(means, self._gradients.weights, progress)
 
     def _log_epoch(self, epoch: int) -> None:
         """Writes one line of metrics: means over the epoch, and the evaluation when it is due."""
         steps = self.loader.steps_per_epoch
-        means = {name: value / steps for name, value in self.sums.items()}
         rate = learning_rate(self.settings, Progress(self.step - 1, steps, self.settings.epochs))
         record: dict[str, Any] = {
             "stage": self.name,
             "epoch": epoch,
             "step": self.step,
             "lr": rate,
-            "loss": means.pop("loss"),
-            "terms": means,
+            **self.metrics.summary(steps),
         }
+        if self.watch is not None and (gradients := self.watch.summary()):
+            record["gradients"] = gradients
         last = self.step >= self.total_steps
         every = self.settings.evaluate_every
         if self._evaluate is not None and (last or (every and (epoch + 1) % every == 0)):
             record["evaluation"] = self._evaluate(self.student())
-        self.sums = {}
         folder = self._folder
         distributed.on_first(lambda: folder.log("metrics.jsonl", record) if folder is not None else None)
         self._reporter.epoch_done(record)

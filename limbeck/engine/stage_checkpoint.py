@@ -23,11 +23,13 @@ def capture(stage: Stage) -> dict[str, Any]:
     return {
         "stage": stage.name,
         "step": stage.step,
-        "sums": stage.sums,
+        "metrics": stage.metrics.state_dict(),
+        "watch": stage.watch.state_dict() if stage.watch is not None else {},
         "learners": {role: model.state_dict() for role, model in stage.learners.items()},
         "method": stage.method.state_dict(),
         "optimizers": {who: optimizer.state_dict() for who, optimizer in stage.optimizers.items()},
         "providers": {role: o.state_dict() for role, o in stage.observers.items() if hasattr(o, "state_dict")},
+        "transforms": {str(n): t.state_dict() for n, t in enumerate(stage.transforms) if hasattr(t, "state_dict")},
         # Dropout draws differently in each process, and more often where a process got one sample more.
         "random": distributed.gather_objects(checkpoint.random_state()),
     }
@@ -47,7 +49,12 @@ def restore(stage: Stage, state: Mapping[str, Any]) -> None:
             sharding.load_optimizer(optimizer, state["optimizers"][who])
         for role, provider_state in state["providers"].items():
             stage.observers[role].load_state_dict(provider_state)  # type: ignore[attr-defined]
-        stage.step, stage.sums = int(state["step"]), dict(state["sums"])
+        for number, transform_state in state["transforms"].items():
+            stage.transforms[int(number)].load_state_dict(transform_state)  # type: ignore[attr-defined]
+        if stage.watch is not None:
+            stage.watch.load_state_dict(state["watch"])
+        stage.metrics.load_state_dict(state["metrics"])
+        stage.step = int(state["step"])
         random_states = state["random"]
         if distributed.rank() < len(random_states):
             checkpoint.restore_random_state(random_states[distributed.rank()])

@@ -2,6 +2,7 @@
 
 from limbeck.evaluate.base import Subject, evaluations
 from limbeck.evaluate.measure import Measure
+from limbeck.evaluate.plan import planned, with_options
 from limbeck.evaluate.predictions import Predictions, predict
 from limbeck.evaluate.runner import DEFAULT, evaluate, measures, of_teacher
 from limbeck.evaluate.spread import Spread
@@ -16,5 +17,7 @@ __all__ = [
     "evaluations",
     "measures",
     "of_teacher",
+    "planned",
     "predict",
+    "with_options",
 ]

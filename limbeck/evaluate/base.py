@@ -1,8 +1,12 @@
-"""The contract of an evaluation, and what it may look at."""
+"""The contract of an evaluation, and what it may look at.
+
+An evaluation is a function of a :class:`Subject` and of keyword-only options, registered with the measures that tables
+show. A recipe gives options as ``{name: ood, data: digits}``, the command as ``ood.data=digits``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -10,6 +14,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from limbeck.data.augment.base import Entry
+from limbeck.data.loader import Loader
+from limbeck.data.source import Source
 from limbeck.errors import DataError
 from limbeck.evaluate.predictions import Model, Predictions, batches_of, predict
 from limbeck.registry import Registry
@@ -23,7 +30,7 @@ Results = dict[str, Any]
 class Evaluation(Protocol):
     """Judges a subject. Registered with ``measures``, the numbers that tables show."""
 
-    def __call__(self, subject: Subject) -> Results:
+    def __call__(self, subject: Subject, **options: Any) -> Results:
         """Returns JSON-able numbers by name."""
 
 
@@ -41,6 +48,7 @@ class Subject:
         teacher: a model or a provider; None where there is no teacher.
         device: where models run.
         known: predictions that exist already, so that no model is run for them.
+        train: the samples that the student was trained on, for what compares them with others.
     """
 
     student: nn.Module
@@ -49,6 +57,7 @@ class Subject:
     teacher: Model | None = None
     device: torch.device | str = "cpu"
     known: Predictions | None = field(default=None, repr=False)
+    train: Source | None = field(default=None, repr=False)
 
     @cached_property
     def predictions(self) -> Predictions:
@@ -83,6 +92,32 @@ class Subject:
             return "no teacher"
         theirs, ours = (self.predictions.logits[r].shape[1] for r in ("teacher", "student"))
         return f"the teacher has {theirs} classes and the student {ours}, so their predictions cannot be compared"
+
+    @property
+    def source(self) -> Source:
+        """The test data as it was before it became inputs.
+
+        Raises:
+            DataError: the loader is one of somebody's own, which does not tell.
+        """
+        if not isinstance(self.loader, Loader):
+            raise DataError("this needs the images before normalisation, which only limbeck's own loader gives")
+        return self.loader.source
+
+    def shown(self, source: Source, augment: Sequence[Entry] = ()) -> Loader:
+        """Returns batches of another source, in order, shown as the test data are: scaled and normalised alike."""
+        assert isinstance(self.loader, Loader)
+        return Loader(
+            source,
+            augment,
+            batch_size=self.loader.batch_size,
+            shuffle=False,
+            normalize=bool(self.loader.pixel_scale.std),
+        )
+
+    def predict(self, loader: Loader) -> Predictions:
+        """Returns what the live models say about other data; a cached teacher knows nothing of it and is left out."""
+        return predict(self.modules, loader, self.task, device=self.device)
 
     def example(self, size: int) -> Batch:
         """Returns a batch of ``size`` test samples, repeating them where the first batch of the data has fewer.

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from limbeck.data.source import Source
 from limbeck.evaluate.base import Results, Subject, evaluations
 from limbeck.evaluate.measure import Measure
+from limbeck.evaluate.plan import Wanted, planned
 from limbeck.evaluate.predictions import Model, Predictions
 from limbeck.tasks.base import Task
 
@@ -22,9 +24,10 @@ def evaluate(
     loader: Any,
     task: Task,
     teacher: Model | None = None,
-    names: Sequence[str] = DEFAULT,
+    names: Sequence[Wanted] = DEFAULT,
     device: torch.device | str = "cpu",
     predictions: Predictions | None = None,
+    train: Source | None = None,
 ) -> dict[str, Results]:
     """Judges a student on test data.
 
@@ -36,20 +39,22 @@ def evaluate(
         loader: the test data: batches, or an object whose ``epoch(0)`` gives them.
         task: how a model is run on a batch.
         teacher: a model or a provider to compare with; None where there is none.
-        names: evaluations to run; ``evaluations`` has them all.
+        names: evaluations to run, by name or as mappings of ``name`` and options; ``evaluations`` has them all.
         device: where the models are.
         predictions: what :func:`limbeck.evaluate.predict` gave for these models, where it has run already.
+        train: the samples that the student was trained on; only some evaluations ask for them.
 
     Returns:
         JSON-able results by evaluation; what they say of the teacher stands under ``teacher`` in each.
 
     Raises:
         UnknownNameError: no evaluation has a name that was asked for; nothing has been run then.
+        RecipeError: an option is unknown or out of its range; likewise.
         DataError: the test data is empty or has no labels.
     """
-    chosen = [evaluations[name] for name in names]
-    subject = Subject(student, loader, task, teacher, device, predictions)
-    return {entry.name: entry.part(subject) for entry in chosen}
+    chosen = planned(names)
+    subject = Subject(student, loader, task, teacher, device, predictions, train)
+    return {name: evaluations[name].part(subject, **options) for name, options in chosen.items()}
 
 
 def of_teacher(results: Mapping[str, Any]) -> dict[str, Results]:

@@ -64,6 +64,10 @@ class ModelCard:
     def model(self, role: str) -> str:
         """Returns the name of a role's model; empty where it has none, such as an ensemble or a cache."""
         spec = self.roles.get(role)
+        if isinstance(spec, Mapping) and "from" in spec:
+            origin = self.model(spec["from"]) if spec["from"] in self.roles else str(spec["from"])
+            kept = spec.get("layers")
+            return origin if kept is None else f"{origin}, {kept if isinstance(kept, int) else len(kept)} layers"
         model = spec.get("model", "") if isinstance(spec, Mapping) else spec or ""
         return str(model.get("name", "") if isinstance(model, Mapping) else model)
 

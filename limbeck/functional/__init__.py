@@ -8,6 +8,7 @@ gradients.
 """
 
 from limbeck.functional.activation_boundaries import negative_part_mean, partial_distance
+from limbeck.functional.binary_divergences import binary_kl, binary_kl_norm
 from limbeck.functional.classification import confidence_weights, cross_entropy
 from limbeck.functional.contrastive import log_partition, memory_scores, noise_contrastive
 from limbeck.functional.correlation import (
@@ -27,6 +28,7 @@ from limbeck.functional.feature_maps import (
     hierarchical_context,
     mean_squared_features,
 )
+from limbeck.functional.gradient_alignment import align_gradients
 from limbeck.functional.logit_transforms import LOGIT_TRANSFORMS, logit_transform, standardize
 from limbeck.functional.neuron_selectivity import neuron_selectivity
 from limbeck.functional.normalized import NormalizedKD, normalized_kd
@@ -41,15 +43,19 @@ from limbeck.functional.relations import (
     relational_distance,
     similarity_preserving,
 )
+from limbeck.functional.sinkhorn import sinkhorn_distance, sinkhorn_plan
 
 __all__ = [
     "LOGIT_TRANSFORMS",
     "DecoupledKL",
     "NormalizedKD",
     "Reduction",
+    "align_gradients",
     "attention_map",
     "attention_transfer",
     "batch_correlation",
+    "binary_kl",
+    "binary_kl_norm",
     "class_correlation",
     "confidence_weights",
     "consecutive_correlation",
@@ -82,6 +88,8 @@ __all__ = [
     "relational_angle",
     "relational_distance",
     "similarity_preserving",
+    "sinkhorn_distance",
+    "sinkhorn_plan",
     "standardize",
     "tempered_log_softmax",
 ]

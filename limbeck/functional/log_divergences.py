@@ -26,16 +26,22 @@ def _in_unit_interval(value: float, what: str, *, closed: bool = True) -> None:
         raise ValueError(f"{what} is {value}, but should be in {'[0, 1]' if closed else '(0, 1)'}")
 
 
-def log_mixture(log_p: Tensor, log_q: Tensor, weight: float) -> Tensor:
-    """Returns ``log(weight * p + (1 - weight) * q)`` for a weight in [0, 1]; 0 without gradient where nothing is.
+def log_mixture(log_p: Tensor, log_q: Tensor, weight: float | Tensor) -> Tensor:
+    """Returns ``log(weight * p + (1 - weight) * q)``; 0 without gradient where nothing is.
 
     Taken as a log-sum, so that it is exact where a probability is below the smallest number of its type.
+
+    Args:
+        log_p: ``[..., V]``.
+        log_q: ``[..., V]``.
+        weight: in [0, 1], or a tensor ``[..., 1]`` of weights in (0, 1).
     """
-    if weight == 0.0:
-        return log_q
-    if weight == 1.0:
-        return log_p
-    first, second = log_p + math.log(weight), log_q + math.log1p(-weight)
+    if isinstance(weight, Tensor):
+        first, second = log_p + weight.log(), log_q + torch.log1p(-weight)
+    elif weight in (0.0, 1.0):
+        return log_p if weight else log_q
+    else:
+        first, second = log_p + math.log(weight), log_q + math.log1p(-weight)
     empty = torch.isneginf(first) & torch.isneginf(second)
     return torch.logaddexp(first.masked_fill(empty, 0.0), second.masked_fill(empty, 0.0)).masked_fill(empty, 0.0)
 

@@ -12,8 +12,12 @@ import torch
 from torch import Tensor
 
 
-def _checked(logits: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Returns the logits in at least float32, or says what is wrong with the shapes."""
+def checked_logits(logits: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Returns logits in at least single precision.
+
+    Raises:
+        ValueError: they are not ``[N, C]``, or the labels are not class indices ``[N]`` within range.
+    """
     if logits.dim() != 2 or logits.shape[0] == 0:
         raise ValueError(f"logits should be [samples, classes] with at least one sample, not {tuple(logits.shape)}")
     if labels is not None:
@@ -26,10 +30,15 @@ def _checked(logits: Tensor, labels: Tensor | None = None) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _checked_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+def checked_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns two sets of logits in at least single precision.
+
+    Raises:
+        ValueError: their shapes differ, or are not ``[N, C]``.
+    """
     if first.shape != second.shape:
         raise ValueError(f"the two sets of logits differ in shape: {tuple(first.shape)} and {tuple(second.shape)}")
-    return _checked(first), _checked(second)
+    return checked_logits(first), checked_logits(second)
 
 
 def accuracy(logits: Tensor, labels: Tensor, *, k: int = 1) -> Tensor:
@@ -55,7 +64,7 @@ def accuracy(logits: Tensor, labels: Tensor, *, k: int = 1) -> Tensor:
     """
     if k < 1:
         raise ValueError(f"k should be at least 1, not {k}")
-    scores = _checked(logits, labels)
+    scores = checked_logits(logits, labels)
     target = scores.gather(1, labels.long().unsqueeze(1))
     earlier = torch.arange(scores.shape[1], device=scores.device) < labels.unsqueeze(1)
     above = ~(scores < target) & ((scores != target) | earlier)
@@ -92,7 +101,7 @@ def per_class_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         ``[C]``.
     """
-    scores = _checked(logits, labels)
+    scores = checked_logits(logits, labels)
     table = confusion_matrix(scores.argmax(1), labels, scores.shape[1]).to(scores.dtype)
     return table.diagonal() / table.sum(1)
 
@@ -104,7 +113,7 @@ def negative_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
         logits: ``[N, C]``.
         labels: ``[N]`` class indices.
     """
-    return torch.nn.functional.cross_entropy(_checked(logits, labels), labels.long())
+    return torch.nn.functional.cross_entropy(checked_logits(logits, labels), labels.long())
 
 
 def brier_score(logits: Tensor, labels: Tensor) -> Tensor:
@@ -116,7 +125,7 @@ def brier_score(logits: Tensor, labels: Tensor) -> Tensor:
         logits: ``[N, C]``.
         labels: ``[N]`` class indices.
     """
-    probabilities = _checked(logits, labels).softmax(1)
+    probabilities = checked_logits(logits, labels).softmax(1)
     truth = torch.nn.functional.one_hot(labels.long(), logits.shape[1])
     return (probabilities - truth).square().sum(1).mean()
 
@@ -139,7 +148,7 @@ class ReliabilityCurve(NamedTuple):
 
 def _confidence(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Probability of the predicted class, and whether that class (and not just any) is the label's."""
-    confidence, predicted = _checked(logits, labels).softmax(1).max(1)
+    confidence, predicted = checked_logits(logits, labels).softmax(1).max(1)
     return confidence, (predicted == labels).to(confidence.dtype)
 
 
@@ -220,12 +229,12 @@ def agreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
     """
-    student, teacher = _checked_pair(student_logits, teacher_logits)
+    student, teacher = checked_pair(student_logits, teacher_logits)
     return (student.argmax(1) == teacher.argmax(1)).to(student.dtype).mean()
 
 
-def predictive_divergence(logits: Tensor, other_logits: Tensor) -> Tensor:
-    """Mean ``KL(p || q)`` in nats of the distributions that two sets of logits stand for, at temperature 1.
+def predictive_divergence(logits: Tensor, other_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Mean ``KL(p || q)`` in nats of the distributions that two sets of logits stand for.
 
     A class that ``p`` excludes (logit ``-inf``) adds nothing; one that only ``q`` excludes makes the divergence
     infinite.
@@ -233,12 +242,13 @@ def predictive_divergence(logits: Tensor, other_logits: Tensor) -> Tensor:
     Args:
         logits: ``[N, C]`` of ``p``.
         other_logits: ``[N, C]`` of ``q``.
+        temperature: divides both; the divergence is not multiplied by its square.
 
     Raises:
         ValueError: the shapes differ.
     """
-    first, second = _checked_pair(logits, other_logits)
-    log_p, log_q = first.log_softmax(1), second.log_softmax(1)
+    first, second = checked_pair(logits, other_logits)
+    log_p, log_q = (first / temperature).log_softmax(1), (second / temperature).log_softmax(1)
     excluded = log_p == -torch.inf
     pointwise = log_p.exp() * (log_p - log_q)
     return torch.where(excluded, pointwise.new_zeros(()), pointwise).sum(1).mean()
@@ -271,8 +281,8 @@ def contingency(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) 
     Raises:
         ValueError: shapes differ, or a label is out of range.
     """
-    student, teacher = _checked_pair(student_logits, teacher_logits)
-    _checked(student, labels)
+    student, teacher = checked_pair(student_logits, teacher_logits)
+    checked_logits(student, labels)
     student_right, teacher_right = student.argmax(1) == labels, teacher.argmax(1) == labels
     cells = (
         student_right & teacher_right,

@@ -11,6 +11,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from limbeck.functional.divergence_registry import Divergence
 from limbeck.functional.reduction import widened
 
 Targets = tuple[Tensor, ...]
+TargetLogits = Callable[[Tensor | slice], Tensor]
+"""Gives the logits ``[n, V]`` of rows of positions, so that a chunk of them can be made when it is needed."""
 
 
 class Scores:
@@ -69,7 +72,7 @@ class TokenLoss(ABC):
         rule: what a row costs.
     """
 
-    rule: Rule
+    rule: Any
 
     @abstractmethod
     def targets(self, rows: Tensor | slice) -> Targets:
@@ -86,21 +89,27 @@ def rows_of(tensor: Tensor, rows: Tensor | slice, trailing: int = 1) -> Tensor:
     return tensor.reshape(-1, *tensor.shape[tensor.dim() - trailing :])[rows]
 
 
+@dataclass(frozen=True)
 class LabelRule(Rule):
-    """Negative log-probability of a class."""
+    """Negative log-probability of a class.
 
+    Attributes:
+        temperature: divides the logits.
+    """
+
+    temperature: float = 1.0
     closed_form = True
 
     def values(self, scores: Scores, *targets: Tensor) -> Tensor:
         """Returns ``[n]`` negative log-probabilities of labels ``[n]``."""
-        return -scores.log_probabilities().gather(-1, targets[0].unsqueeze(-1)).squeeze(-1)
+        return -scores.log_probabilities(self.temperature).gather(-1, targets[0].unsqueeze(-1)).squeeze(-1)
 
     def gradient(self, scores: Scores, *targets: Tensor) -> tuple[Tensor, Tensor]:
         """Returns losses and probabilities minus the one-hot label."""
         chosen = targets[0].unsqueeze(-1)
-        log_q = scores.log_probabilities()
+        log_q = scores.log_probabilities(self.temperature)
         slope = log_q.exp().scatter_add(-1, chosen, -torch.ones_like(chosen, dtype=log_q.dtype))
-        return -log_q.gather(-1, chosen).squeeze(-1), slope
+        return -log_q.gather(-1, chosen).squeeze(-1), slope / self.temperature
 
 
 _LABELS = LabelRule()
@@ -108,14 +117,15 @@ _LABELS = LabelRule()
 
 @dataclass(frozen=True)
 class LabelLoss(TokenLoss):
-    """Cross-entropy with given tokens, at temperature 1.
+    """Cross-entropy with given tokens.
 
     Attributes:
         labels: ``[...]`` int64 tokens; masked positions may hold anything.
+        rule: at which temperature.
     """
 
     labels: Tensor
-    rule = _LABELS
+    rule: LabelRule = _LABELS
 
     def targets(self, rows: Tensor | slice) -> Targets:
         """Returns the labels of rows; those that stand for no token become 0, for they are masked."""
@@ -125,6 +135,30 @@ class LabelLoss(TokenLoss):
     def leading(self) -> torch.Size:
         """Shape of the labels."""
         return self.labels.shape
+
+
+@dataclass(frozen=True)
+class ArgmaxLoss(TokenLoss):
+    """Cross-entropy with the teacher's most likely token.
+
+    Attributes:
+        logits_of: gives the teacher's logits ``[n, V]`` of rows.
+        shape: shape of the positions.
+    """
+
+    logits_of: TargetLogits
+    shape: torch.Size
+    rule = _LABELS
+
+    def targets(self, rows: Tensor | slice) -> Targets:
+        """Returns the likeliest tokens of rows."""
+        with torch.no_grad():
+            return (self.logits_of(rows).argmax(-1),)
+
+    @property
+    def leading(self) -> torch.Size:
+        """Shape of the positions."""
+        return self.shape
 
 
 @dataclass(frozen=True)
@@ -160,9 +194,6 @@ class DivergenceRule(Rule):
         slope = self.divergence.slope(log_p, log_q)
         derivative = slope - log_q.exp() * slope.sum(-1, keepdim=True)
         return self.scale * self.divergence(log_p, log_q), derivative * (self.scale / self.temperature)
-
-
-TargetLogits = Callable[[Tensor | slice], Tensor]
 
 
 @dataclass(frozen=True)

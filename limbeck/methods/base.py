@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -26,15 +26,26 @@ class Needs:
         views: names of further views of the samples, such as ``strong``.
         roles: for each role the names of its signals; ``features.<group>`` for a tap group.
             Alternatives are joined by ``|``, the one that a live model should give first: ``logits|topk|sampled``.
+        holdout: whether the method judges learners on samples that are kept out of training: ``batches`` for one
+            held-out batch beside every training batch, as ``batch["holdout"]``; ``passes`` for passes over all of them
+            in :meth:`Method.refresh`.
 
     Example:
         >>> Needs(student={"logits"}, teacher={"logits", "features.pooled"}, batch={"labels"}).groups("teacher")
         ['pooled']
     """
 
-    def __init__(self, *, batch: Iterable[str] = (), views: Iterable[str] = (), **roles: Iterable[str]) -> None:
-        self.batch = frozenset(batch)
+    def __init__(
+        self,
+        *,
+        batch: Iterable[str] = (),
+        views: Iterable[str] = (),
+        holdout: Literal["batches", "passes"] | None = None,
+        **roles: Iterable[str],
+    ) -> None:
+        self.batch = frozenset(batch) | ({"holdout"} if holdout == "batches" else frozenset())
         self.views = tuple(views)
+        self.holdout = holdout
         self.roles = {role: frozenset(signals) for role, signals in roles.items()}
 
     def groups(self, role: str) -> list[str]:
@@ -66,6 +77,20 @@ class Setup:
 
 
 Observers = Mapping[str, Callable[[Batch], Signals]]
+Observed = Iterator[tuple[Batch, dict[str, Signals]]]
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Passes over data that a method may ask for between epochs: batches with signals, in eval mode, without gradients.
+
+    Attributes:
+        training: over the training data, with every role.
+        holdout: over the held-out data, with the learners; empty where the method does not need it.
+    """
+
+    training: Callable[[], Observed]
+    holdout: Callable[[], Observed] = lambda: iter(())
 
 
 class Method(nn.Module):
@@ -92,6 +117,10 @@ class Method(nn.Module):
     """Whether student and teacher must have the same channels at every tap."""
     extends_student: ClassVar[bool] = False
     """Whether :meth:`finish` returns more than the student: parts of the method or of the teacher beside it."""
+    refreshes: bool = False
+    """Whether :meth:`refresh` does something; a loop without epochs refuses such a method."""
+    optimizers: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """By player, the ``train`` settings (``optimizer``, ``lr`` ...) in which it differs from the stage's."""
     batch_statistics: ClassVar[tuple[str, ...]] = ()
     """Frozen roles whose batch normalisation uses the batch's statistics; running statistics still do not move."""
 
@@ -132,6 +161,12 @@ class Method(nn.Module):
     def after_step(self, progress: Progress) -> None:
         """Updates schedules and banks after an optimizer step."""
 
+    def refresh(self, progress: Progress, passes: Passes) -> None:
+        """Recomputes after an epoch what depends on the models as they are now: weights of samples, class statistics.
+
+        A method that does so sets :attr:`refreshes`.
+        """
+
     def players(self, learners: Mapping[str, nn.Module]) -> dict[str, tuple[list[nn.Parameter], frozenset[str] | None]]:
         """Returns who is optimised for what: by name, parameters and the terms they minimise (None: all).
 
@@ -141,6 +176,14 @@ class Method(nn.Module):
         models: list[nn.Module] = [*learners.values(), self]
         unique = {id(p): p for m in models for p in m.parameters() if p.requires_grad}
         return {"student": (list(unique.values()), None)}
+
+    def yielding(self) -> frozenset[str]:
+        """Returns the names of terms whose gradient gives way to that of all others.
+
+        Where the two point apart, over all parameters together, the gradient of these terms loses its component along
+        the other before both are added. None by default: gradients are just added.
+        """
+        return frozenset()
 
     def finish(self, student: nn.Module) -> nn.Module:
         """Returns the deployable student: auxiliary parts dropped, or fused where the method keeps them."""

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.errors import NeedsError
-from limbeck.methods.base import Method, Needs, Observers, Setup
+from limbeck.methods.base import Method, Needs, Observed, Observers, Passes, Setup
 from limbeck.schedules import Progress, Scaled
 from limbeck.signals import Batch, Signals, Terms, as_term
+
+_HOLDOUT: tuple[Literal["batches", "passes"], ...] = ("batches", "passes")
+"""How members may need held-out data, the most first."""
 
 
 class Combined(Method):
@@ -45,6 +50,8 @@ class Combined(Method):
             "batch_statistics": tuple(dict.fromkeys(role for m in every for role in m.batch_statistics)),
             "same_channels": any(m.same_channels for m in every),
             "extends_student": any(m.extends_student for m in every),
+            "refreshes": any(m.refreshes for m in every),
+            "optimizers": {who: settings for m in reversed(every) for who, settings in m.optimizers.items()},
         }.items():
             setattr(self, name, value)
         self._check()
@@ -127,13 +134,24 @@ class Combined(Method):
     def prepare(self, observe_all: Callable[[], Iterator[tuple[Batch, dict[str, Signals]]]]) -> None:
         """Lets members gather their statistics; then names the terms."""
         for label, member in self._each():
-
-            def own(label: str = label, member: Method = member) -> Iterator[tuple[Batch, dict[str, Signals]]]:
-                for batch, signals in observe_all():
-                    yield batch, self._signals_of(label, member, signals)
-
-            member.prepare(own)
+            member.prepare(functools.partial(self._pass_of, label, member, observe_all))
         self._name_terms()
+
+    def _pass_of(self, label: str, member: Method, observed: Callable[[], Observed]) -> Observed:
+        """Yields what a pass over data gives, with the signals that concern one member."""
+        for batch, signals in observed():
+            known = {role: signals[role] for role in signals if role in member.roles()}
+            yield batch, known | {r: signals[f"{label}/{r}"] for r in member.roles() if f"{label}/{r}" in signals}
+
+    def refresh(self, progress: Progress, passes: Passes) -> None:
+        """Lets members recompute what depends on the models as they are now."""
+        for label, member in self._each():
+            if member.refreshes:
+                training, holdout = (
+                    functools.partial(self._pass_of, label, member, source)
+                    for source in (passes.training, passes.holdout)
+                )
+                member.refresh(progress, Passes(training, holdout))
 
     def _name_terms(self) -> None:
         """Gives each term its name and its weight, by comparing the values of those that are called alike."""
@@ -171,6 +189,10 @@ class Combined(Method):
         alone = len(parameters) == 1
         return {who: (list(own.values()), None if alone else frozenset(terms[who])) for who, own in parameters.items()}
 
+    def yielding(self) -> frozenset[str]:
+        """Returns the terms that give way for some member; they then do so to the terms of all members."""
+        return frozenset(self._names[label].get(n, n) for label, member in self._each() for n in member.yielding())
+
     def finish(self, student: nn.Module) -> nn.Module:
         """Returns the deployable student after every member's turn."""
         for _, member in self._each():
@@ -186,6 +208,7 @@ def _union(needs: list[Needs]) -> Needs:
     roles = dict.fromkeys(role for need in needs for role in need.roles)
     return Needs(
         batch=frozenset().union(*(need.batch for need in needs)),
+        holdout=next((way for way in _HOLDOUT if any(need.holdout == way for need in needs)), None),
         views=tuple(dict.fromkeys(view for need in needs for view in need.views)),
         **{role: frozenset().union(*(need.roles.get(role, frozenset()) for need in needs)) for role in roles},
     )

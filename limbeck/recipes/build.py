@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,13 @@ from limbeck import streams
 from limbeck.data.load import Split, load_data
 from limbeck.data.loader import Loader
 from limbeck.data.source import Source
+from limbeck.data.subsets import hold_out
 from limbeck.engine import distributed
 from limbeck.engine.preflight import tap_groups
+from limbeck.engine.reporter import Reporter
 from limbeck.engine.roles import Role, prefers_channels_last
 from limbeck.engine.run_folder import RunFolder
-from limbeck.engine.stage import Reporter, Stage
+from limbeck.engine.stage import Stage
 from limbeck.errors import RecipeError, suggest
 from limbeck.evaluate.predictions import predict
 from limbeck.functional.logit_transforms import logit_transform
@@ -45,6 +48,7 @@ class StageData:
         split: what ``held`` is, ``test`` or ``validation``.
         loader: training batches.
         held_loader: unaugmented batches of ``held``.
+        holdout_loader: unaugmented batches of what the recipe keeps out of training; None where it keeps nothing.
     """
 
     train: Source
@@ -52,6 +56,7 @@ class StageData:
     split: str
     loader: Loader
     held_loader: Loader
+    holdout_loader: Loader | None = None
 
 
 def held_split(spec: DataSpec) -> Split:
@@ -99,13 +104,20 @@ def build_data(
     # The literature's second view of a sample is the usual augmentation followed by RandAugment.
     views = {**{name: (*usual, {"name": "randaugment"}) for name in view_names}, **spec.views}
     common: dict[str, Any] = {"normalize": spec.normalize, "workers": train_settings.workers}
+    ranks: dict[str, Any] = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    apart = None
+    if spec.holdout:
+        kept_out = hold_out(train, spec.holdout, "held", purpose="holdout")
+        train = hold_out(train, spec.holdout, "rest", purpose="holdout")
+        size = min(train_settings.batch_size, len(kept_out))
+        apart = Loader(kept_out, (), batch_size=size, seed=seed, drop_last=True, normalize=spec.normalize, **ranks)
     loader = Loader(
         train, usual, batch_size=train_settings.batch_size, seed=seed, shuffle=shuffle,
         views=views, view_seed=view_seed, view_epochs=view_epochs,
-        rank=distributed.rank(), world_size=distributed.world_size(), **common,
+        **ranks, **common,
     )  # fmt: skip
     held_loader = Loader(held, (), batch_size=max(256, train_settings.batch_size), seed=seed, shuffle=False, **common)
-    return StageData(train, held, split, loader, held_loader)
+    return StageData(train, held, split, loader, held_loader, apart)
 
 
 MethodLike = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | Method
@@ -199,6 +211,11 @@ class BuiltStage:
     data: StageData
     task: Task
 
+    @property
+    def text(self) -> bool:
+        """Whether the stage reads text."""
+        return hasattr(self.data.held, "sequences")
+
 
 def build_stage(
     recipe: Recipe,
@@ -224,15 +241,20 @@ def build_stage(
     """
     if spec.task not in tasks:
         raise RecipeError(f"unknown task '{spec.task}'. {suggest(spec.task, tasks)}")
-    task = tasks[spec.task].part()
     # The method first: a misspelt name or value should not wait for data to be read.
     torch.manual_seed(streams.torch_seed(recipe.seed, f"method/{spec.name}"))
     method, weights = make_method(spec.method)
     cache = next((role.cache for role in spec.roles.values() if role.cache is not None), None)
-    data = build_data(
-        spec.data, spec, recipe.seed, view_names=method.needs.views, **(_cached_views(cache) if cache else {})
-    )
-    builder = _RoleBuilder(recipe, spec, data, task, trust, earlier)
+    text = reads_text(spec)
+    if text:
+        data = _language().build_text(spec.data, spec, recipe.seed)
+    else:
+        data = build_data(
+            spec.data, spec, recipe.seed, view_names=method.needs.views, **(_cached_views(cache) if cache else {})
+        )
+    task = make_task(spec.task, data)
+    make_roles = _language().LanguageRoles if text else RoleBuilder
+    builder = make_roles(recipe, spec, data, task, trust, earlier)
     roles = {name: builder.build(name, role) for name, role in spec.roles.items()}
     if method.batch_coupled and len(data.train) % spec.train.batch_size == 1:
         raise RecipeError(
@@ -240,6 +262,8 @@ def build_stage(
             f"{len(data.train)} samples has one; change train.batch_size from {spec.train.batch_size}, or data.limit"
         )
     changes = [build_transform(t, seed=recipe.seed, num_classes=data.train.info.num_classes) for t in spec.transforms]
+    for change in changes:
+        change.pixel_scale = getattr(data.loader, "pixel_scale", change.pixel_scale)
     if cache is not None and any("inputs" in change.changes for change in changes):
         raise RecipeError(
             "a cached teacher knows the samples as the augmentation leaves them, but a transform changes them further; "
@@ -256,13 +280,49 @@ def build_stage(
         transforms=changes,
         labels=data.train.labels(),
         num_classes=data.train.info.num_classes or None,
-        evaluate=lambda student: {"accuracy": accuracy_on(student, data.held_loader, task)},
+        evaluate=lambda student: quick_look(student, data, task),
         folder=folder,
         name=spec.name,
         seed=recipe.seed,
         reporter=reporter,
+        holdout=getattr(data, "holdout_loader", None),
     )
     return BuiltStage(stage, roles, data, task)
+
+
+def reads_text(spec: StageSpec) -> bool:
+    """Whether a stage's task reads text and not images.
+
+    Raises:
+        RecipeError: no task has that name.
+    """
+    if spec.task not in tasks:
+        raise RecipeError(f"unknown task '{spec.task}'. {suggest(spec.task, tasks)}")
+    return tasks[spec.task].about.get("data") == "text"
+
+
+def make_task(name: str, data: StageData) -> Task:
+    """Returns a task, which may need to know how many tokens there are."""
+    make: Any = tasks[name].part
+    facts = {"vocabulary": data.train.info.num_classes}
+    takes = inspect.signature(make).parameters
+    return make(**{key: value for key, value in facts.items() if key in takes})
+
+
+def quick_look(student: nn.Module, data: StageData, task: Task) -> dict[str, float]:
+    """Returns what is logged of a student after an epoch: its accuracy, or its loss on held-out text."""
+    if hasattr(data.held, "sequences"):
+        from limbeck.evaluate.tokens import held_out_loss
+
+        return {"held_out_loss": held_out_loss(student, data.held_loader, task)}
+    return {"accuracy": accuracy_on(student, data.held_loader, task)}
+
+
+def _language() -> Any:
+    """Returns the module for text, which needs more libraries than images do."""
+    from limbeck.recipes import language
+
+    return language
 
 
 def build_cached_role(
@@ -275,14 +335,14 @@ def build_cached_role(
     """
     if role not in spec.roles:
         raise RecipeError(f"the recipe has no role '{role}' to cache. {suggest(role, spec.roles)}")
-    task = tasks[spec.task].part()
     method, _ = make_method(spec.method)
     if role in method.learners:
         raise RecipeError(
             f"the role '{role}' is trained by '{spec.method_name}', so its outputs change and cannot be cached"
         )
     data = build_data(spec.data, spec, recipe.seed, view_names=method.needs.views, shuffle=False)
-    made = _RoleBuilder(recipe, spec, data, task, trust, None).build(role, spec.roles[role])
+    task = make_task(spec.task, data)
+    made = RoleBuilder(recipe, spec, data, task, trust, None).build(role, spec.roles[role])
     if made.provider is not None:
         return made.provider, data.loader, []
     groups = tap_groups(role, _required(made.model), method.needs.groups(role), made.taps)
@@ -315,7 +375,7 @@ def _cached_views(folder: str) -> dict[str, Any]:
 
 
 @dataclass
-class _RoleBuilder:
+class RoleBuilder:
     """Makes roles from their specs."""
 
     recipe: Recipe
@@ -326,6 +386,7 @@ class _RoleBuilder:
     earlier: Callable[[str, nn.Module], None] | None
 
     def build(self, name: str, spec: RoleSpec) -> Role:
+        """Returns a role: a model, or what gives its signals."""
         if spec.cache is not None:
             return Role(provider=self._cache(spec.cache))
         if spec.ensemble is not None:

@@ -15,10 +15,11 @@ from torch import nn
 
 from limbeck.engine import distributed
 from limbeck.engine.interruption import Interrupted
+from limbeck.engine.reporter import Reporter
 from limbeck.engine.run_folder import RunFolder
-from limbeck.engine.stage import Reporter
 from limbeck.errors import RunFolderError
-from limbeck.evaluate import evaluate, evaluations, predict
+from limbeck.evaluate import evaluate, planned, predict
+from limbeck.evaluate.plan import Wanted
 from limbeck.export import ModelCard, export_onnx, save_student
 from limbeck.recipes.build import BuiltStage, build_stage
 from limbeck.recipes.load import as_plain, load_recipe
@@ -84,9 +85,9 @@ def check_evaluations(recipe: Recipe) -> None:
 
     Raises:
         UnknownNameError: no evaluation has that name; proposes near matches.
+        RecipeError: an option of an evaluation is unknown or out of its range.
     """
-    for name in recipe.evaluate:
-        evaluations[name]
+    planned(recipe.evaluate)
 
 
 def default_folder(recipe: Any, plain: dict[str, Any]) -> Path:
@@ -178,18 +179,30 @@ def _conclude(recipe: Recipe, built: BuiltStage, folder: RunFolder | None) -> No
         results=results,
     )
     save_student(student, folder.path, card)
+    if built.text:
+        from limbeck.export.pretrained import save_pretrained
+
+        save_pretrained(student, built.data.train.tokenizer, folder.path / "student")
     folder.write_json("results.json", results)
 
 
-def _judge(names: Sequence[str], built: BuiltStage, path: Path) -> dict[str, Any]:
+def _judge(names: Sequence[Wanted], built: BuiltStage, path: Path) -> dict[str, Any]:
     student = built.stage.student().eval()
     role = built.roles.get("teacher")
     teacher = role.model if role is not None else None
-    models = {"student": student} | ({"teacher": teacher} if teacher is not None else {})
-    found = predict(models, built.data.held_loader, built.task)
-    found.save(path / "predictions.safetensors")
+    found = None
+    if not built.text:
+        models = {"student": student} | ({"teacher": teacher} if teacher is not None else {})
+        found = predict(models, built.data.held_loader, built.task)
+        found.save(path / "predictions.safetensors")
     return evaluate(
-        student, loader=built.data.held_loader, task=built.task, teacher=teacher, names=names, predictions=found
+        student,
+        loader=built.data.held_loader,
+        task=built.task,
+        teacher=teacher,
+        names=names,
+        predictions=found,
+        train=built.data.train,
     )
 
 
@@ -205,8 +218,19 @@ def reopen(folder: Path, *, trust: bool = False) -> tuple[Recipe, BuiltStage]:
     return recipe, _run_stages(recipe, folder, None, trust=trust, reporter=None)
 
 
-def evaluate_run(folder: Path, names: Sequence[str] | None = None, *, trust: bool = False) -> FinishedRun:
-    """Judges the student of a finished run again and adds what is new to its results."""
+def evaluate_run(folder: Path, names: Sequence[Wanted] | None = None, *, trust: bool = False) -> FinishedRun:
+    """Judges the student of a finished run again and adds what is new to its results.
+
+    Args:
+        folder: the run folder.
+        names: evaluations, by name or as mappings of ``name`` and options; those of the recipe when None.
+        trust: allow models that run the code they name.
+
+    Raises:
+        RunFolderError: the folder is no finished run.
+        LimbeckError: an evaluation or an option is unknown, or cannot be done.
+    """
+    planned(names or ())
     recipe, built = reopen(folder, trust=trust)
     results = json.loads((folder / "results.json").read_text())
     results.update(_judge(names or recipe.evaluate, built, folder))
@@ -221,6 +245,11 @@ def export_run(folder: Path, form: str = "onnx", out: Path | None = None, *, tru
     if form != "onnx":
         raise RecipeError(f"unknown export format '{form}'. {suggest(form, ['onnx'])}")
     _, built = reopen(folder, trust=trust)
+    if built.text:
+        raise RecipeError(
+            f"ONNX export is for image models; the language model of this run lies in {folder / 'student'}, a folder "
+            "that transformers loads"
+        )
     example = next(iter(built.data.held_loader.epoch(0)))["inputs"][:2]
     card = ModelCard.of_run(folder).metadata()
     written = export_onnx(built.stage.student().eval(), example, out or folder / "student.onnx", metadata=card)

@@ -12,7 +12,9 @@ from limbeck.hyperparameters import Count, Fraction, Positive, WholeNumber
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, validate_by_name=True, serialize_by_alias=True
+    )
 
 
 class EMASpec(_Strict):
@@ -23,7 +25,7 @@ class EMASpec(_Strict):
 
 
 class RoleSpec(_Strict):
-    """Where one role comes from: exactly one of model, cache, ensemble, ema, from_stage."""
+    """Where one role comes from: exactly one of model, cache, ensemble, ema, from_stage, from, remote."""
 
     model: str | dict[str, Any] | None = Field(
         None, description="a zoo name, timm:NAME, hf:NAME, torchvision:NAME, python:module:factory (with trust)"
@@ -35,6 +37,15 @@ class RoleSpec(_Strict):
     member_weights: tuple[Positive, ...] | None = Field(None, description="weights of an ensemble's members")
     ema: EMASpec | None = Field(None, description="exponential moving average of a learner")
     from_stage: str | None = Field(None, description="the student of an earlier stage, by the stage's name")
+    from_role: str | None = Field(
+        None, alias="from", description="a role, or the name of a language model, of which this one is a copy"
+    )
+    layers: Count | tuple[WholeNumber, ...] | None = Field(
+        None, description="blocks that the copy keeps: how many, evenly spaced, or which"
+    )
+    lora: dict[str, Any] | None = Field(None, description="low-rank adapters on the copy, whose own weights are frozen")
+    checkpointing: bool = Field(False, description="the copy recomputes activations in the backward pass")
+    remote: dict[str, Any] | None = Field(None, description="a server that speaks the OpenAI protocol")
     fresh: bool = Field(
         False, description="in a later stage: start this learner again instead of going on from the stage before"
     )
@@ -46,14 +57,20 @@ class RoleSpec(_Strict):
 
     @model_validator(mode="after")
     def _one_origin(self) -> RoleSpec:
-        given = [k for k in ("model", "cache", "ensemble", "ema", "from_stage") if getattr(self, k) is not None]
+        origins = ("model", "cache", "ensemble", "ema", "from_stage", "from_role", "remote")
+        given = [k.removesuffix("_role") for k in origins if getattr(self, k) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"a role comes from exactly one of model, cache, ensemble, ema, from_stage; "
+                f"a role comes from exactly one of model, cache, ensemble, ema, from_stage, from, remote; "
                 f"this one has {given or 'none'}"
             )
-        if self.weights is not None and self.model is None:
+        if self.weights is not None and self.model is None and self.from_role is None:
             raise ValueError("weights belong to a model")
+        if self.from_role is None and (self.layers is not None or self.lora is not None or self.checkpointing):
+            raise ValueError(
+                "layers, lora and checkpointing of a role belong to a copy (from: ...); a model takes them among its "
+                "own options, {name: ..., layers: ...}"
+            )
         return self
 
 
@@ -67,6 +84,9 @@ class DataSpec(_Strict):
     )
     validation: Fraction = Field(
         0.0, description="part of the training data held out; evaluation then uses it instead of the test data"
+    )
+    holdout: Fraction = Field(
+        0.0, description="part of the training data kept out, for methods that judge the student while it trains"
     )
     augment: tuple[str | dict[str, Any], ...] | None = Field(
         None, description="augmentation; the data set's usual one when absent, [] for none"
@@ -103,6 +123,10 @@ class StageSpec(_Strict):
         return " + ".join(self.method_names)
 
 
+_USUAL = {"causal-lm": ("token_loss", "token_agreement", "writing", "size")}
+"""Evaluations of tasks other than classification, where a recipe names none."""
+
+
 class Recipe(_Strict):
     """A resolved recipe: stages in order, each complete."""
 
@@ -113,6 +137,16 @@ class Recipe(_Strict):
         description="evaluations of the final student: names, or mappings of name and options",
     )
     stages: tuple[StageSpec, ...] = Field(description="phases, each with task, data, roles, method, train")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_evaluations(cls, data: Any) -> Any:
+        """A recipe that names no evaluation gets those of its task."""
+        stages = data.get("stages") if isinstance(data, Mapping) else None
+        if not stages or "evaluate" in data or not isinstance(stages[-1], Mapping):
+            return data
+        usual = _USUAL.get(str(stages[-1].get("task")))
+        return data if usual is None else {**data, "evaluate": usual}
 
     @model_validator(mode="after")
     def _unique_names(self) -> Recipe:

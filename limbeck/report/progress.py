@@ -11,10 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from limbeck.engine.stage import Reporter
+from limbeck.engine.reporter import Reporter
 from limbeck.schedules import Progress as StageProgress
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from limbeck.evaluate.paired import Paired
     from limbeck.recipes.check import Checked
     from limbeck.recipes.run import FinishedRun
 
@@ -119,6 +122,29 @@ def show_results(finished: FinishedRun) -> None:
     console = Console()
     console.print(table)
     console.print(f"run folder: {finished.folder}", soft_wrap=True)
+
+
+def show_paired(folder: Path, against: Path, found: Paired) -> None:
+    """Prints how two students compare on the same samples."""
+    level = f"{found.difference.level:.0%}"
+    rows = (
+        ("accuracy", f"{found.accuracy[0]:.2%}", f"{found.accuracy[1]:.2%}"),
+        ("right alone", str(found.test.first_only), str(found.test.second_only)),
+    )
+    table = Table(title=f"{found.samples} samples, the same for both")
+    for heading in ("", str(folder), str(against)):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"accuracy {100 * found.difference.value:+.2f} points, {level} interval {100 * found.difference.low:+.2f} to "
+        f"{100 * found.difference.high:+.2f}; NLL {found.nll.value:+.4f}, {found.nll.low:+.4f} to "
+        f"{found.nll.high:+.4f}; both name one class on {found.agreement:.1%}",
+        soft_wrap=True,
+    )
+    console.print(found.verdict, soft_wrap=True)
 
 
 def show_check(checked: Checked) -> None:

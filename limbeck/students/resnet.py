@@ -189,3 +189,16 @@ def resnet18(*, num_classes: Count, in_channels: Count = 3) -> nn.Module:
 def resnet50(*, num_classes: Count, in_channels: Count = 3) -> nn.Module:
     """Returns ResNet-50 with a 3x3 stem of stride 1 and no initial pooling, for small images."""
     return _resnet(Bottleneck, (3, 4, 6, 3), _IMAGENET, num_classes=num_classes, in_channels=in_channels)
+
+
+@register("resnet_cifar", **_PAPER)
+def resnet_cifar(
+    *,
+    num_classes: Count,
+    in_channels: Count = 3,
+    depths: tuple[Count, Count, Count] = (1, 1, 1),
+    widths: tuple[Count, Count, Count] = (16, 32, 64),
+) -> nn.Module:
+    """Returns a CIFAR ResNet with any number of blocks and any width in its three stages; the default is resnet8."""
+    widths_with_stem = (widths[0], *widths)
+    return _resnet(BasicBlock, depths, widths_with_stem, num_classes=num_classes, in_channels=in_channels)

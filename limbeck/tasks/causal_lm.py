@@ -42,7 +42,8 @@ class CausalLM:
             DataError: the model gives something else than ``[B, T, V]`` logits, or knows too few tokens.
             NeedsError: the model cannot keep packed sequences apart.
         """
-        chosen = {_first_of(name, ("logits", "hidden")) for name in wanted}
+        known = ("logits", "hidden") if _has_output_layer(model) else ("logits",)
+        chosen = {_first_of(name, known) for name in wanted}
         keywords = _keywords(model, inputs)
         if "attentions" in wanted:
             keywords["output_attentions"] = True
@@ -175,6 +176,14 @@ def output_layer(model: nn.Module) -> nn.Module:
             "its hidden states cannot be given; use logits"
         )
     return layer
+
+
+def _has_output_layer(model: nn.Module) -> bool:
+    try:
+        output_layer(model)
+    except NeedsError:
+        return False
+    return True
 
 
 @contextmanager

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
-from limbeck.errors import RecipeError
+from limbeck.data.pixel_scale import PixelScale
+from limbeck.errors import NeedsError, RecipeError
 from limbeck.hyperparameters import validated
 from limbeck.registry import Registry
-from limbeck.signals import Batch
+from limbeck.signals import Batch, Signals
 
 
 class Transform:
@@ -22,10 +23,12 @@ class Transform:
         num_classes: number of classes of the data; 0 where there are none.
 
     Attributes:
-        changes: entries of the batch that it changes. A teacher cache holds nothing for changed ``inputs``.
+        changes: entries of the batch that it changes or adds. A teacher cache holds nothing for changed ``inputs``.
+        pixel_scale: how pixel values in [0, 1] became inputs; the run sets it.
     """
 
     changes: ClassVar[frozenset[str]] = frozenset()
+    pixel_scale: PixelScale = PixelScale()
 
     def __init__(self, *, seed: int, num_classes: int) -> None:
         self.seed = seed
@@ -34,6 +37,44 @@ class Transform:
     def __call__(self, batch: Batch) -> Batch:
         """Returns the changed batch; the one given stays as it was."""
         raise TypeError(f"{type(self).__name__} does not define __call__(batch)")
+
+
+class ModelTransform(Transform):
+    """Base of transforms that run models: attacks, learned augmentation.
+
+    It sees the roles as they are at that step, in eval mode, and must leave their parameters, gradients and buffers as
+    it finds them. What it learns itself travels in :meth:`state_dict`, so that a resumed run goes on with the same bits.
+
+    Attributes:
+        runs: roles that it runs.
+    """
+
+    runs: ClassVar[tuple[str, ...]] = ("student",)
+
+    def __init__(self, *, seed: int, num_classes: int) -> None:
+        super().__init__(seed=seed, num_classes=num_classes)
+        self.observers: Mapping[str, Callable[[Batch], Signals]] = {}
+
+    def bind(self, observers: Mapping[str, Callable[[Batch], Signals]]) -> None:
+        """Takes what gives each role its signals; a stage calls it once, before the first batch.
+
+        Raises:
+            NeedsError: a role that it runs is not there.
+        """
+        missing = [role for role in self.runs if role not in observers]
+        if missing:
+            raise NeedsError(
+                f"{type(self).__name__} runs the role '{missing[0]}', which the method does not have; "
+                f"its roles are {sorted(observers)}"
+            )
+        self.observers = {role: observers[role] for role in self.runs}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what it has learnt, as tensors and plain data."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what :meth:`state_dict` gave."""
 
 
 transforms: Registry[type[Transform]] = Registry("transform", "limbeck.transforms")

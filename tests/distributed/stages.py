@@ -12,7 +12,8 @@ from limbeck.engine import distributed
 from limbeck.engine.roles import Role
 from limbeck.engine.run_folder import RunFolder
 from limbeck.engine.settings import TrainSettings
-from limbeck.engine.stage import Reporter, Stage
+from limbeck.engine.reporter import Reporter
+from limbeck.engine.stage import Stage
 from limbeck.methods.base import build_method, methods
 from limbeck.schedules import Progress
 from limbeck.signals import Batch

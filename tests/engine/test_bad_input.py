@@ -212,7 +212,7 @@ def stopped(tmp_path: Path) -> Path:
 
 
 def _run_and_die(folder: Path) -> None:
-    from limbeck.engine.stage import Reporter
+    from limbeck.engine.reporter import Reporter
 
     class Dies(Reporter):
         def step_done(self, progress: Any, loss: float) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from limbeck.engine.stage import Reporter
+from limbeck.engine.reporter import Reporter
 from limbeck.recipes.load import load_recipe
 from limbeck.recipes.run import run_recipe
 from limbeck.recipes.schema import Recipe

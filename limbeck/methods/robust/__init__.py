@@ -1,0 +1,1 @@
+"""Robust training: methods that read adversarial examples, which the transform ``pgd`` makes."""

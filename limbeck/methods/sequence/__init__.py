@@ -1,0 +1,1 @@
+"""Methods for language models: labels are shifted by the task, the mask says which tokens count."""

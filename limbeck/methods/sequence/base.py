@@ -1,0 +1,215 @@
+"""What methods for sequences share: losses of tokens in whatever form the distributions come."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from limbeck.errors import NeedsError, RecipeError
+from limbeck.functional.divergence_registry import Divergence, divergence
+from limbeck.functional.loss_head import projected_token_losses, token_losses
+from limbeck.functional.output_layer import project
+from limbeck.functional.sampled_targets import SampledLoss
+from limbeck.functional.sequences import sequence_means
+from limbeck.functional.sparse_targets import Reading, top_k_loss
+from limbeck.functional.token_losses import (
+    DivergenceLoss,
+    DivergenceRule,
+    LabelLoss,
+    TokenLoss,
+    divergence_loss,
+    rows_of,
+)
+from limbeck.methods.base import Method
+from limbeck.signals import Batch, Signals, Term
+
+STUDENT = "hidden|logits"
+"""A student's distributions, from a live model without ever holding all its logits."""
+TARGET = "hidden|logits|topk|sampled"
+"""A teacher's distributions, live, cached or from a server."""
+DENSE_TARGET = "hidden|logits"
+"""A teacher's distributions over the whole vocabulary."""
+TOKEN_LOGPROBS = "logprobs|hidden|logits"
+"""A teacher's log-probabilities of the tokens in ``labels``: all that a server needs to give."""
+
+Average = Literal["token_mean", "sequence_mean"]
+DivergenceChoice = str | dict[str, Any]
+"""Name of a divergence, or a dict of its ``name`` and its parameters."""
+
+
+def chosen_divergence(choice: DivergenceChoice) -> Divergence:
+    """Returns the divergence that a recipe names.
+
+    Raises:
+        RecipeError: it is unknown, or has other parameters or ranges.
+    """
+    options = {"name": choice} if isinstance(choice, str) else dict(choice)
+    try:
+        return divergence(str(options.pop("name", "")), **options)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"divergence: {error}") from None
+
+
+class SequenceMethod(Method):
+    """Base of methods whose losses belong to tokens: ``[B, T]`` values with the batch's own mask.
+
+    The average is over all tokens of the batch, or (``sequence_mean``) over sequences of the mean over their tokens;
+    both are divided once over the whole batch, however it is split.
+
+    Attributes:
+        average: which of them.
+    """
+
+    average: Average = "token_mean"
+
+    def position_losses(
+        self,
+        student: Signals,
+        losses: Mapping[str, TokenLoss],
+        mask: Tensor,
+        *,
+        gradient: str = "forward",
+    ) -> dict[str, Tensor]:
+        """Returns ``[B, T]`` losses by name, zero where masked, from hidden states or logits of the student.
+
+        Args:
+            student: what the student says.
+            losses: losses by name.
+            mask: ``[B, T]``.
+            gradient: ``backward`` where positions will count differently, see
+                :func:`limbeck.functional.loss_head.projected_token_losses`.
+        """
+        weights = {n: w if isinstance(w := self.weights.get(n, 1.0), (int, float)) else 1.0 for n in losses}
+        if self.average == "sequence_mean":
+            gradient = "backward"
+        options: dict[str, Any] = {"mask": mask, "weights": weights, "gradient": gradient}
+        if student.hidden is not None:
+            return projected_token_losses(student.hidden.states, student.hidden.head, losses, **options)
+        return token_losses(_logits(student, "student"), losses, **options)
+
+    def averaged(self, values: Tensor, mask: Tensor) -> Term:
+        """Returns the term whose mean is the method's average of ``[B, T]`` values."""
+        if self.average == "token_mean":
+            return Term(values, mask)
+        return Term(sequence_means(values, mask), mask.bool().any(-1))
+
+    def label_log_probabilities(self, student: Signals, labels: Tensor, mask: Tensor) -> Tensor:
+        """Returns the student's ``[B, T]`` log-probabilities of tokens, with gradient; 0 where masked."""
+        losses = {"nll": LabelLoss(labels)}
+        return -self.position_losses(student, losses, mask, gradient="backward")["nll"]
+
+
+def token_log_probabilities(signals: Signals, labels: Tensor, mask: Tensor) -> Tensor:
+    """Returns what a frozen role gives for the log-probabilities of tokens, ``[B, T]`` without gradient.
+
+    Raises:
+        NeedsError: the role gives neither log-probabilities nor distributions.
+    """
+    if signals.logprobs is not None:
+        return torch.where(mask.bool(), signals.logprobs.detach(), signals.logprobs.new_zeros(()))
+    losses = {"nll": LabelLoss(labels)}
+    with torch.no_grad():
+        if signals.hidden is not None:
+            return -projected_token_losses(signals.hidden.states, signals.hidden.head, losses, mask=mask)["nll"]
+        return -token_losses(_logits(signals, "teacher"), losses, mask=mask)["nll"]
+
+
+def whole_logits(signals: Signals, role: str) -> Tensor:
+    """Returns ``[B, T, V]`` logits, made of hidden states where need be.
+
+    Raises:
+        NeedsError: the role gives neither.
+    """
+    return signals.hidden.logits() if signals.hidden is not None else _logits(signals, role)
+
+
+def target_loss(
+    divergence: Divergence,
+    teacher: Signals,
+    student: Signals,
+    *,
+    temperature: float = 1.0,
+    scale_by_t2: bool = False,
+    reading: Reading = "tail",
+    labels: Tensor | None = None,
+) -> TokenLoss:
+    """Returns the loss of tokens against what a teacher says, in the form in which it says it.
+
+    Args:
+        divergence: which.
+        teacher: hidden states with a head, logits, the largest classes with their tail, or sampled classes.
+        student: whose vocabulary the teacher must share.
+        temperature: divides both logits.
+        scale_by_t2: whether to multiply by the squared temperature.
+        reading: how truncated targets are read.
+        labels: ``[B, T]`` tokens, for the reading ``label_residual``.
+
+    Raises:
+        NeedsError: the vocabularies differ, or this divergence or temperature needs the whole distribution.
+    """
+    _check_vocabularies(teacher, student)
+    scale = temperature**2 if scale_by_t2 else 1.0
+    if teacher.topk is not None:
+        kept = teacher.topk
+        try:
+            return top_k_loss(
+                divergence, kept.logprobs, kept.indices, kept.tail,
+                reading=reading, labels=labels, temperature=temperature,
+            )  # fmt: skip
+        except ValueError as error:
+            raise NeedsError(str(error)) from None
+    if teacher.sampled is not None:
+        if not divergence.linear or temperature != 1.0:
+            raise NeedsError(
+                f"sampled targets estimate forward KL at temperature 1, not {divergence.name} at {temperature}; "
+                "use a live teacher or a cache of another codec, or set divergence: forward_kl, temperature: 1"
+            )
+        return SampledLoss(teacher.sampled.indices, teacher.sampled.weights)
+    if teacher.hidden is None:
+        logits = _logits(teacher, "teacher")
+        return divergence_loss(divergence, logits, temperature=temperature, scale_by_t2=scale_by_t2)
+    states, head = teacher.hidden.states.detach(), teacher.hidden.head
+    rule = DivergenceRule(divergence, float(temperature), float(scale))
+    return DivergenceLoss(rule, functools.partial(_projected_rows, states, head), states.shape[:-1])
+
+
+def _projected_rows(states: Tensor, head: Any, rows: Tensor | slice) -> Tensor:
+    return project(rows_of(states, rows), head)
+
+
+def vocabulary_of(signals: Signals) -> int | None:
+    """Returns the number of tokens that a role's distributions are over; None where it gives none."""
+    if signals.hidden is not None:
+        return signals.hidden.head.classes
+    for sparse in (signals.topk, signals.sampled):
+        if sparse is not None:
+            return sparse.classes
+    return None if signals.logits is None else signals.logits.shape[-1]
+
+
+def _check_vocabularies(teacher: Signals, student: Signals) -> None:
+    theirs, ours = vocabulary_of(teacher), vocabulary_of(student)
+    if theirs is not None and ours is not None and theirs != ours:
+        raise NeedsError(
+            f"the teacher's vocabulary has {theirs} tokens, the student's {ours}: give the task their true common size "
+            "if one head is only padded; models with different tokenizers need a method across tokenizers"
+        )
+
+
+def _logits(signals: Signals, role: str) -> Tensor:
+    if signals.logits is None:
+        raise NeedsError(f"role '{role}' gives neither logits nor hidden states with a head")
+    return signals.logits
+
+
+def on_policy_rows(batch: Batch, mask: Tensor) -> Tensor:
+    """Returns ``[B, T]`` where labels are data and not the student's own words, which are no labels to learn from.
+
+    A source of rollouts marks rows with ``on_policy`` ``[B]``.
+    """
+    rows = batch.get("on_policy")
+    return mask.bool() if rows is None else mask.bool() & ~rows.bool().unsqueeze(-1)
