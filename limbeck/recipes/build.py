@@ -263,6 +263,8 @@ def build_stage(
         )
     changes = [build_transform(t, seed=recipe.seed, num_classes=data.train.info.num_classes) for t in spec.transforms]
     for change in changes:
+        change.pixel_scale = data.loader.pixel_scale
+    for change in changes:
         change.pixel_scale = getattr(data.loader, "pixel_scale", change.pixel_scale)
     if cache is not None and any("inputs" in change.changes for change in changes):
         raise RecipeError(

@@ -99,8 +99,10 @@ class Bench:
     observers: dict[str, Observer]
 
     def batch(self, rows: int = ROWS, *, start: int = 0) -> Batch:
-        """A batch with the views that the method needs."""
-        return make_batch(rows, start=start, views=self.method.needs.views)
+        """A batch with the views, and the inputs of transforms, that the method needs."""
+        batch = make_batch(rows, start=start, views=self.method.needs.views)
+        made = sorted(key for key in self.method.needs.batch if key.endswith("_inputs"))
+        return Batch(batch, **{key: batch["inputs"].roll(1, dims=2) + n for n, key in enumerate(made)})
 
     def signals(self, batch: Batch) -> dict[str, Signals]:
         """What the method's roles say, and nothing that the method does not say it needs."""
