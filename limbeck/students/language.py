@@ -45,7 +45,9 @@ def build_language_model(
     if name.startswith("python:"):
         model = _factory(name.removeprefix("python:"), options, vocabulary, context, trust)
     else:
-        shared = {key: options.pop(key) for key in ("layers", "lora", "checkpointing") if key in options}
+        shared: dict[str, Any] = {
+            key: options.pop(key) for key in ("layers", "lora", "checkpointing") if key in options
+        }
         if name == "llama":
             if "layers" in shared:
                 options["layers"] = shared.pop("layers")

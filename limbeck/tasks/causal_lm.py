@@ -197,7 +197,7 @@ def _headless(model: nn.Module) -> Iterator[tuple[list[Tensor], nn.Module]]:
         # What follows the head (a cast, a softcap) need not work on every state.
         return states[..., :1, :]
 
-    layer.forward = catch  # type: ignore[method-assign]
+    layer.forward = catch
     try:
         yield caught, layer
     finally:
@@ -219,7 +219,7 @@ def head_of(model: nn.Module, layer: nn.Module, vocabulary: int | None = None) -
         DataError: the head has fewer rows than there are tokens.
         NeedsError: more than one adapter is active on the head.
     """
-    config = getattr(getattr(model, "_orig_mod", model), "config", None)
+    config: Any = getattr(getattr(model, "_orig_mod", model), "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     scale = float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)
     softcap = getattr(text, "final_logit_softcapping", None)

@@ -1,0 +1,142 @@
+"""From a recipe to the parts of a stage on text: tokenizer, rows of tokens, language models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from limbeck import streams
+from limbeck.data.text import TextLoader, TextSource, load_text, load_tokenizer
+from limbeck.data.text.source import divide_options
+from limbeck.engine import distributed
+from limbeck.errors import RecipeError, UnknownNameError, suggest
+from limbeck.recipes.build import RoleBuilder, StageData
+from limbeck.recipes.schema import DataSpec, RoleSpec, StageSpec
+from limbeck.students.language import adapted, build_language_model, known_language_model, student_from
+from limbeck.students.loading import load_weights
+
+_HELD_ROWS = 8
+
+
+def build_text(spec: DataSpec, stage: StageSpec, seed: int, *, shuffle: bool = True) -> StageData:
+    """Returns the text of a stage as rows of tokens.
+
+    Args:
+        spec: which data; ``options`` hold ``tokenizer``, ``context``, ``packed``, ``bos``, ``too_long``, ``test`` and
+            the options of the reader. The tokenizer is that of the teacher, or else of the student, when none is named.
+        stage: its batch size and roles.
+        seed: seed of the order of rows.
+        shuffle: whether training rows come in random order.
+
+    Raises:
+        LimbeckError: the data or its tokenizer cannot be had, or an option is wrong.
+    """
+    _refuse_pictures(spec)
+    options, reader = divide_options(spec.options)
+    tokenizer = load_tokenizer(options.tokenizer or _tokenizer_of(stage))
+    where: dict[str, Any] = {"name": spec.name, **reader}
+    if spec.path is not None:
+        where["path"] = spec.path
+    shared: dict[str, Any] = {**options.rows, "validation": spec.validation, "limit": spec.limit}
+    split = "validation" if spec.validation else "test"
+    train = load_text(where, tokenizer, split="train", **shared)
+    held = load_text(where, tokenizer, split=split, **{**shared, "packed": False})  # type: ignore[arg-type]
+    loader = TextLoader(
+        train,
+        batch_size=stage.train.batch_size,
+        seed=seed,
+        shuffle=shuffle,
+        fixed_length=stage.train.compile,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    held_loader = TextLoader(held, batch_size=max(stage.train.batch_size, _HELD_ROWS), seed=seed, shuffle=False)
+    return StageData(train, held, split, loader, held_loader)  # type: ignore[arg-type]
+
+
+def _refuse_pictures(spec: DataSpec) -> None:
+    for key in ("augment", "views"):
+        if getattr(spec, key):
+            raise RecipeError(f"data.{key} is for images; text has none, remove it")
+
+
+def _tokenizer_of(stage: StageSpec) -> str:
+    """Returns the name of the teacher's tokenizer, or else of another role's.
+
+    Raises:
+        RecipeError: no role has a pretrained model, whose tokenizer could be taken.
+    """
+    order = sorted(stage.roles, key=lambda role: (role != "teacher", role))
+    for role in order:
+        spec = stage.roles[role]
+        model = spec.model.get("name") if isinstance(spec.model, Mapping) else spec.model or spec.from_role
+        if isinstance(model, str) and model not in stage.roles and not model.startswith(("python:", "llama")):
+            return model
+    raise RecipeError(
+        "no role has a pretrained model whose tokenizer the text could take; name one in data.options.tokenizer, for "
+        "example hf:NAME, smollm2-135m-instruct or bytes"
+    )
+
+
+@dataclass
+class LanguageRoles(RoleBuilder):
+    """Makes the roles of a stage on text."""
+
+    def build(self, name: str, spec: RoleSpec) -> Any:
+        """Returns a role; a student that is cut from another role's model is made here."""
+        if spec.from_role is None:
+            return super().build(name, spec)
+        from limbeck.engine.roles import Role
+
+        return Role(model=self._cut(name, spec), taps=spec.taps, precision=spec.precision)
+
+    def _cut(self, name: str, spec: RoleSpec) -> nn.Module:
+        assert spec.from_role is not None
+        origin = self.stage.roles.get(spec.from_role)
+        if origin is not None and origin.model is not None:
+            whole = self._model(spec.from_role, origin)
+        elif origin is not None:
+            raise RecipeError(
+                f"roles.{name} is cut from the role '{spec.from_role}', which has no model here; name the model "
+                f"itself, roles.{name}.from: smollm2-135m-instruct for example"
+            )
+        else:
+            _known_origin(name, spec.from_role, self.stage.roles)
+            whole = self._language_model(name, spec.from_role)
+        layers = list(spec.layers) if isinstance(spec.layers, tuple) else spec.layers
+        student = whole if layers is None else student_from(whole, layers=layers)
+        student = adapted(student, lora=spec.lora, checkpointing=spec.checkpointing)
+        if spec.weights is not None:
+            load_weights(student, spec.weights)
+        return student
+
+    def _model(self, name: str, spec: RoleSpec) -> nn.Module:
+        assert spec.model is not None
+        model = self._language_model(name, spec.model)
+        if spec.weights is not None:
+            load_weights(model, spec.weights)
+        return model
+
+    def _language_model(self, name: str, spec: str | Mapping[str, Any]) -> nn.Module:
+        source = self.data.train
+        assert isinstance(source, TextSource)
+        torch.manual_seed(streams.torch_seed(self.recipe.seed, f"init/{name}"))
+        return build_language_model(spec, vocabulary=source.info.num_classes, context=source.context, trust=self.trust)
+
+    def _cache(self, folder: str) -> Any:
+        from limbeck.teachers.cache.sequences import CachedSequences
+
+        assert isinstance(self.data.loader, TextLoader)
+        return CachedSequences(Path(folder), self.data.loader)
+
+
+def _known_origin(role: str, origin: str, roles: Mapping[str, RoleSpec]) -> None:
+    try:
+        known_language_model(origin)
+    except UnknownNameError as error:
+        raise RecipeError(f"roles.{role}.from names no role and no model. {suggest(origin, roles)} {error}") from None
