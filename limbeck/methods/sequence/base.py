@@ -17,11 +17,12 @@ from limbeck.functional.sampled_targets import SampledLoss
 from limbeck.functional.sequences import sequence_means
 from limbeck.functional.sparse_targets import Reading, top_k_loss
 from limbeck.functional.token_losses import (
+    ArgmaxLoss,
     DivergenceLoss,
     DivergenceRule,
     LabelLoss,
+    TargetLogits,
     TokenLoss,
-    divergence_loss,
     rows_of,
 )
 from limbeck.methods.base import Method
@@ -169,12 +170,31 @@ def target_loss(
                 "use a live teacher or a cache of another codec, or set divergence: forward_kl, temperature: 1"
             )
         return SampledLoss(teacher.sampled.indices, teacher.sampled.weights)
-    if teacher.hidden is None:
-        logits = _logits(teacher, "teacher")
-        return divergence_loss(divergence, logits, temperature=temperature, scale_by_t2=scale_by_t2)
-    states, head = teacher.hidden.states.detach(), teacher.hidden.head
-    rule = DivergenceRule(divergence, float(temperature), float(scale))
-    return DivergenceLoss(rule, functools.partial(_projected_rows, states, head), states.shape[:-1])
+    logits_of, shape = logits_by_rows(teacher, "teacher")
+    return DivergenceLoss(DivergenceRule(divergence, float(temperature), float(scale)), logits_of, shape)
+
+
+def logits_by_rows(signals: Signals, role: str) -> tuple[TargetLogits, torch.Size]:
+    """Returns what gives a frozen role's logits ``[n, V]`` of rows of positions, and the shape of the positions.
+
+    Raises:
+        NeedsError: the role gives neither hidden states nor logits.
+    """
+    if signals.hidden is not None:
+        states = signals.hidden.states.detach()
+        return functools.partial(_projected_rows, states, signals.hidden.head), states.shape[:-1]
+    logits = _logits(signals, role).detach()
+    return functools.partial(rows_of, logits), logits.shape[:-1]
+
+
+def likeliest_loss(teacher: Signals) -> TokenLoss:
+    """Returns the cross-entropy with the teacher's likeliest token, in whatever form its distribution comes."""
+    if teacher.topk is not None:
+        return LabelLoss(teacher.topk.indices[..., 0])
+    if teacher.sampled is not None:
+        heaviest = teacher.sampled.weights.argmax(-1, keepdim=True)
+        return LabelLoss(teacher.sampled.indices.gather(-1, heaviest).squeeze(-1))
+    return ArgmaxLoss(*logits_by_rows(teacher, "teacher"))
 
 
 def _projected_rows(states: Tensor, head: Any, rows: Tensor | slice) -> Tensor:

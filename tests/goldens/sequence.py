@@ -1,0 +1,225 @@
+"""Adapters of divergences and methods for sequences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from goldens.replay import Case, gradients, replays
+from limbeck.functional.divergence_registry import divergence
+from limbeck.functional.log_divergences import head_weight
+from limbeck.functional.loss_head import token_losses
+from limbeck.functional.policy import reward_to_go
+from limbeck.functional.sampled_targets import Draws, importance_weights
+from limbeck.functional.sequences import next_tokens
+from limbeck.functional.sparse_targets import top_k, top_k_loss
+from limbeck.functional.speculative import interleave
+from limbeck.methods.base import Method, build_method
+from limbeck.methods.sequence.base import token_log_probabilities
+from limbeck.signals import Batch, Sampled, Signals, Term, TopK, as_term
+
+
+def token_batch(labels: Tensor, mask: Tensor | None = None, **entries: Any) -> Batch:
+    """Returns a batch of aligned labels; -100 does not count unless a mask says otherwise."""
+    flags = labels != -100 if mask is None else mask.bool()
+    return Batch(index=torch.arange(len(labels)), labels=labels, mask=flags, **entries)
+
+
+def term(method: Method, name: str, batch: Batch, **signals: Signals) -> Term:
+    """Returns one term of a method on signals."""
+    return as_term(method(batch, **signals)[name])
+
+
+@replays("shift / mask / reduction / padded-head conventions")
+def conventions(case: Case) -> dict[str, Tensor]:
+    vocabulary = case.config["true_vocab"]
+    student, teacher = case.input("student_logits", requires_grad=True), case.input("teacher_logits")
+    labels, mask = next_tokens(case.input("labels"), ignore=case.config["ignore_index"])
+    mask = mask & case.input("attention_mask")[:, 1:].bool()
+    batch = token_batch(labels.masked_fill(~mask, -100), mask)
+    signals = {
+        "student": Signals(logits=student[:, :-1, :vocabulary]),
+        "teacher": Signals(logits=teacher[:, :-1, :vocabulary]),
+    }
+    results: dict[str, Tensor] = {"out.shifted_labels": labels, "out.loss_mask": mask.double()}
+    for short, average in (("token_mean", "token_mean"), ("seq_mean", "sequence_mean")):
+        method = build_method("word_kd", kd_ratio=0.5, average=average)
+        for name, title in (("ce", "ce"), ("kd", "fkl")):
+            loss = term(method, name, batch, **signals).mean()
+            results[f"out.{title}_{short}"] = loss
+            found = gradients(loss, {"student_logits": student})
+            results[f"grad.student_logits.{title}_{short}"] = found["grad.student_logits"]
+    tokens = term(build_method("word_kd"), "ce", batch, **signals)
+    divergences = term(build_method("word_kd"), "kd", batch, **signals)
+    logprobs = -tokens.values
+    return results | {
+        "out.target_logprob": logprobs,
+        "out.seq_logprob_sum": logprobs.sum(-1),
+        "out.n_tokens": mask.sum(-1).double(),
+        "out.fkl_sum_over_num_items": divergences.total() / case.config["num_items_in_batch"],
+    }
+
+
+def _chosen(case: Case) -> dict[str, dict[str, Any]]:
+    """The divergences of the file by its names."""
+    config = case.config
+    named: dict[str, dict[str, Any]] = {
+        "fkl": {"name": "forward_kl"},
+        "fkl_xent": {"name": "cross_entropy"},
+        "rkl": {"name": "reverse_kl"},
+        # The file's coefficient is that of reverse KL, as in DistiLLM's code.
+        "symkl": {"name": "jeffreys", "forward": 1 - config["symkl_lambda"]},
+        "skl": {"name": "skew_kl", "alpha": config["skew_alpha"]},
+        "srkl": {"name": "skew_rkl", "alpha": config["skew_alpha"]},
+        "tvd": {"name": "total_variation"},
+        "akl": {"name": "adaptive_kl", "mu": config["akl_mu"]},
+    }
+    named |= {f"jsd_b{beta}": {"name": "jsd", "beta": beta} for beta in config["jsd_betas"]}
+    named |= {f"ab_{a}_{b}": {"name": "alpha_beta", "alpha": a, "beta": b} for a, b in config["ab_pairs"]}
+    return named
+
+
+@replays("token-level divergences for LM distillation")
+def divergences(case: Case) -> dict[str, Tensor]:
+    student, teacher = case.input("student_logits", requires_grad=True), case.input("teacher_logits")
+    mask, temperature = case.input("mask"), case.config["temperature"]
+    batch = token_batch(torch.zeros_like(mask), mask)
+    everything = token_batch(torch.zeros_like(mask))
+    signals = {"student": Signals(logits=student), "teacher": Signals(logits=teacher)}
+    log_p, log_q = (teacher / temperature).log_softmax(-1), (student.detach() / temperature).log_softmax(-1)
+    results = {"out.akl_head_weight": head_weight(log_p, log_q, mu=case.config["akl_mu"]).squeeze(-1)}
+    for title, choice in _chosen(case).items():
+        method = build_method("word_kd", divergence=choice, temperature=temperature)
+        loss = term(method, "kd", batch, **signals).mean()
+        results[f"out.loss.{title}"] = loss
+        results[f"out.pertoken.{title}"] = term(method, "kd", everything, **signals).values
+        results[f"grad.student_logits.{title}"] = gradients(loss, {"student_logits": student})["grad.student_logits"]
+    return results
+
+
+@replays("GKD generalized JSD")
+def gkd(case: Case) -> dict[str, Tensor]:
+    student, teacher = case.input("student_logits", requires_grad=True), case.input("teacher_logits")
+    batch = token_batch(case.input("labels"))
+    signals = {"student": Signals(logits=student), "teacher": Signals(logits=teacher)}
+    results: dict[str, Tensor] = {}
+    for beta in case.config["betas"]:
+        method = build_method("gkd", beta=beta, temperature=case.config["temperature"])
+        found = term(method, "jsd", batch, **signals)
+        results[f"out.loss.b{beta}"] = found.mean()
+        results[f"out.loss_num_items.b{beta}"] = found.total() / case.config["num_items_in_batch"]
+        everything = token_batch(torch.zeros_like(batch["labels"]))
+        results[f"out.pertoken.b{beta}"] = term(method, "jsd", everything, **signals).values
+        results[f"grad.student_logits.b{beta}"] = gradients(found.mean(), {"student_logits": student})[
+            "grad.student_logits"
+        ]
+    nothing = token_batch(torch.full_like(batch["labels"], -100))
+    empty = term(build_method("gkd"), "jsd", nothing, **signals).mean()
+    assert empty.requires_grad
+    return results | {"out.loss_all_masked": empty}
+
+
+@replays("f-divergence family on student-sampled prefixes")
+def f_divergences(case: Case) -> dict[str, Tensor]:
+    student, teacher = case.input("student_logits", requires_grad=True), case.input("teacher_logits")
+    tokens, mask = case.input("tokens"), case.input("mask")
+    batch = token_batch(tokens, mask, on_policy=torch.ones(len(tokens)))
+    signals = {"student": Signals(logits=student), "teacher": Signals(logits=teacher)}
+    renamed = {"tvd": "total_variation"}
+    ours, theirs = (token_log_probabilities(s, tokens, mask) for s in signals.values())
+    results = {
+        "out.token_advantage": theirs - ours,
+        "out.reward_to_go": reward_to_go(theirs - ours, mask),
+    }
+    for title in case.config["generators"]:
+        alpha = title.startswith("alpha")
+        choice = {"name": "alpha", "alpha": case.config["alpha"]} if alpha else renamed.get(title, title)
+        method = build_method("word_kd", divergence=choice)
+        found = term(method, "kd", batch, **signals)
+        results[f"out.pertoken.{title}"] = found.values
+        results[f"out.loss_token_mean.{title}"] = found.mean()
+        results[f"out.loss_seq_sum.{title}"] = found.total() / len(tokens)
+        results[f"grad.student_logits.{title}"] = gradients(found.mean(), {"student_logits": student})[
+            "grad.student_logits"
+        ]
+    return results
+
+
+@replays("sparse teacher logits: top-k, ghost bucket, label residual, Random Sampling KD")
+def sparse(case: Case) -> dict[str, Tensor]:
+    student, teacher = case.input("student_logits", requires_grad=True), case.input("teacher_logits")
+    labels, mask = case.input("labels"), case.input("mask")
+    kept = top_k(teacher, case.config["top_k"])
+    classes, power = student.shape[-1], case.config["proposal_power"]
+    truncated = Signals(topk=TopK(kept.logprobs, kept.indices, kept.tail, classes, kept.logsumexp))
+    readings = {
+        "topk_raw": "raw",
+        "topk_teacher_renorm": "teacher_renormalized",
+        "topk_both_renorm": "both_renormalized",
+        "ghost": "tail",
+        "label_residual": "label_residual",
+    }
+    runs = {title: (build_method("word_kd", sparse=reading), truncated) for title, reading in readings.items()}
+    draws = Draws(case.input("rs_ids"), case.input("rs_counts"))
+    every = Draws(torch.arange(classes).expand_as(teacher), case.input("is_counts"))
+    plain = build_method("word_kd")
+    for title, drawn, weights in (
+        ("rs_kd", draws, importance_weights(teacher, draws)),
+        ("rs_kd_is", every, importance_weights(teacher, every, power=power)),
+        ("rs_kd_is_selfnorm", every, importance_weights(teacher, every, power=power, self_normalized=True)),
+    ):
+        runs[title] = plain, Signals(sampled=Sampled(drawn.indices, weights, classes))
+    runs["full_xent"] = build_method("word_kd", divergence="cross_entropy"), Signals(logits=teacher)
+    results = {
+        "out.topk_ids": kept.indices,
+        "out.topk_logprobs": kept.logprobs,
+        "out.teacher_tail_mass": kept.tail.exp(),
+        "out.loss.ghost_T2_distillkit": _tempered_tail(kept.logprobs, kept.indices, kept.tail, student, mask),
+    }
+    for title, (method, target) in runs.items():
+        signals = {"student": Signals(logits=student), "teacher": target}
+        loss = term(method, "kd", token_batch(labels, mask), **signals).mean()
+        results[f"out.loss.{title}"] = loss
+        everything = token_batch(labels, torch.ones_like(mask))
+        results[f"out.pertoken.{title}"] = term(method, "kd", everything, **signals).values
+        results[f"grad.student_logits.{title}"] = gradients(loss, {"student_logits": student})["grad.student_logits"]
+    return results
+
+
+def _tempered_tail(logprobs: Tensor, indices: Tensor, tail: Tensor, student: Tensor, mask: Tensor) -> Tensor:
+    """What comes of raising the tail's mass to a power as if it were one class, which limbeck refuses to do."""
+    pieces = torch.cat([logprobs, tail.unsqueeze(-1)], -1) / 2
+    pieces = pieces - pieces.logsumexp(-1, keepdim=True)
+    loss = top_k_loss(divergence("forward_kl"), pieces[..., :-1], indices, pieces[..., -1], temperature=2.0,
+                      stored_temperature=2.0)  # fmt: skip
+    values = token_losses(student.detach(), {"kd": loss}, mask=mask)["kd"]
+    return values.sum() / mask.sum()
+
+
+@replays("Speculative KD interleaved sampling")
+def speculative(case: Case) -> dict[str, Tensor]:
+    student, teacher = case.input("student_bigram_logits"), case.input("teacher_bigram_logits")
+    ours, theirs = case.input("u_student"), case.input("u_teacher")
+    contexts = [case.input("first_context")]
+    steps = []
+    for position in range(ours.shape[1]):
+        before = contexts[-1]
+        steps.append(
+            interleave(
+                student[before], teacher[before], ours[:, position], theirs[:, position], top_k=case.config["top_k"]
+            )
+        )
+        contexts.append(steps[-1].tokens)
+    prefixes = torch.stack(contexts[:-1], 1)
+    tokens = torch.stack([s.tokens for s in steps], 1)
+    signals = {"student": Signals(logits=student[prefixes]), "teacher": Signals(logits=teacher[prefixes])}
+    accepted = torch.stack([s.accepted for s in steps], 1).double()
+    return {
+        "out.tokens": tokens,
+        "out.proposals": torch.stack([s.proposals for s in steps], 1),
+        "out.accepted": accepted,
+        "out.accept_rate": accepted.mean(),
+        "out.fkl": term(build_method("speculative_kd"), "kd", token_batch(tokens), **signals).mean(),
+    }
