@@ -26,6 +26,7 @@ class Example:
         options: keyword arguments.
         constants: which inputs get no gradient.
         logits: whether the inputs are logits, which may be of any size.
+        coupled: whether a sample's loss depends on the others, masked ones excepted.
     """
 
     shapes: list[tuple[int, ...]]
@@ -33,6 +34,7 @@ class Example:
     options: dict[str, Any] = field(default_factory=dict)
     constants: tuple[int, ...] = (1,)
     logits: bool = False
+    coupled: bool = False
 
 
 LOGITS = [(B, C), (B, C)]
@@ -41,6 +43,8 @@ BOTH: dict[str, Any] = {"constants": ()}
 EXAMPLES = {
     "attention_transfer": Example([(B, 3, 4, 4), (B, 5, 4, 4)], **BOTH),
     "batch_correlation": Example(LOGITS, logits=True),
+    "binary_kl": Example(LOGITS, logits=True),
+    "binary_kl_norm": Example(LOGITS, logits=True),
     "class_correlation": Example(LOGITS, logits=True),
     "consecutive_correlation": Example([(B, 4), (B, 4)], constants=()),
     "correlation_congruence": Example([(B, 4), (B, 7)]),
@@ -63,9 +67,12 @@ EXAMPLES = {
     "relational_angle": Example([(B, 4), (B, 7)]),
     "relational_distance": Example([(B, 4), (B, 7)]),
     "similarity_preserving": Example([(B, 4), (B, 7)]),
+    "sinkhorn_distance": Example(LOGITS, logits=True, coupled=True),
 }
 NAMES = sorted(EXAMPLES)
-MASKED = [n for n in NAMES if "mask" in inspect.signature(getattr(functional, n)).parameters]
+MASKED = [
+    n for n in NAMES if "mask" in inspect.signature(getattr(functional, n)).parameters and not EXAMPLES[n].coupled
+]
 
 
 def _inputs(name: str, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> list[Tensor]:

@@ -14,6 +14,7 @@ from goldens.replay import Case, gradients, replays
 from limbeck.functional import cross_entropy, standardize
 from limbeck.functional.dark_knowledge import permuted_dark_knowledge
 from limbeck.functional.plackett_luce import label_first_order, plackett_luce
+from limbeck.functional.sinkhorn import sinkhorn_plan
 from limbeck.methods.base import LogitMethod, build_method
 from limbeck.signals import Signals, as_term
 
@@ -198,6 +199,30 @@ def pld(case: Case) -> dict[str, Tensor]:
         "out.loss_uniform_weights": rows(places="uniform").mean(),
         "out.loss_first_only_equals_ce": plackett_luce(student, order, weights=first),
         **gradients(values.mean(), {"student_logits": student}),
+    }
+
+
+@replays("sinkd")
+def sinkd(case: Case) -> dict[str, Tensor]:
+    config = case.config
+    student, teacher = _logits(case)
+    options = {"temperature": config["temperature"], "epsilon": config["epsilon"], "iterations": config["n_iters"]}
+    method = build_method("sinkd", **options, kd_temperature=config["temperature"])
+    batch = batch_of(torch.zeros(len(student), dtype=torch.long))
+    terms = method(batch, student=Signals(logits=student), teacher=Signals(logits=teacher))
+    # The file sums over the batch.
+    loss = as_term(terms["sinkhorn"]).total()
+    ours, theirs = (torch.softmax(z / config["temperature"], 1) for z in (student, teacher))
+    cost = torch.cdist(ours, theirs, p=1.0)
+    plan = sinkhorn_plan(cost, epsilon=config["epsilon"], iterations=config["n_iters"])
+    return {
+        "out.loss_sinkhorn": loss,
+        "out.loss_scaled": config["scale"] * loss,
+        "out.plan": plan,
+        "out.cost": cost,
+        "out.loss_soft_ce": as_term(terms["kd"]).mean(),
+        "out.identity_mass": plan.sum(),
+        **gradients(loss, {"student_logits": student}),
     }
 
 

@@ -82,8 +82,8 @@ class DHKD(LogitMethod):
         self._seed = setup.seed
         logits = setup.signals["student"].logits
         if self.dual and logits is not None:
-            inner = {"linear": {}, "perceptron": {"hidden": 200, "dropout": 0.1}}[self.auxiliary]
-            self.head = further_head(setup, logits.shape[1], "dhkd", **inner)
+            hidden, dropout = (200, 0.1) if self.auxiliary == "perceptron" else (0, 0.0)
+            self.head = further_head(setup, logits.shape[1], "dhkd", hidden=hidden, dropout=dropout)
 
     def yielding(self) -> frozenset[str]:
         """Returns ``logit`` where gradients are aligned."""

@@ -1,0 +1,79 @@
+"""Adapters of the methods that train a classifier beside the student's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from goldens.drive import batch_of, built, total
+from goldens.replay import Case, gradients, replays
+from limbeck.engine.alignment import Alignment
+from limbeck.methods.base import Method, build_method
+from limbeck.schedules import Progress
+from limbeck.signals import Signals, Terms, as_term
+
+START = Progress(0, 1, 1)
+
+
+class _Student(nn.Module):
+    """A hidden layer with ReLU and a linear classifier."""
+
+    def __init__(self, inputs: int, hidden: int, classes: int) -> None:
+        super().__init__()
+        self.backbone = nn.Linear(inputs, hidden, bias=False)
+        self.head_ce = nn.Linear(hidden, classes)
+
+    def forward(self, inputs: Tensor) -> Signals:
+        features = torch.relu(self.backbone(inputs))
+        return Signals(logits=self.head_ce(features), features={"pooled": (features,)})
+
+
+@replays("dhkd")
+def dhkd(case: Case) -> dict[str, Tensor]:
+    config, inputs, teacher = case.config, case.input("x"), Signals(logits=case.input("teacher_logits"))
+    hidden, width = case.input("backbone.weight").shape
+    student = _Student(width, hidden, case.input("head_ce.bias").shape[0])
+    own = ("backbone.weight", "head_ce.weight", "head_ce.bias")
+    parameters = case.load_into(student, {name: name for name in own})
+    options = {name: config[name] for name in ("alpha", "gamma", "temperature")}
+
+    def run(**further: Any) -> tuple[Method, Terms, Tensor]:
+        method = build_method("dhkd", **options, eps=config["clamp_eps"], **further)
+        said = student(inputs)
+        built(method, {"student": said, "teacher": teacher})
+        parameters.update(case.load_into(method, {f"head_kd.{p}": f"head.{p}" for p in ("weight", "bias")}))
+        batch = batch_of(case.input("labels"))
+        return method, method(batch, student=said, teacher=teacher), said.feature("pooled")
+
+    _, plain, _ = run(loss="binary_kl")
+    method, terms, features = run(gradients="aligned")
+    logits = method.get_submodule("head")(features)
+    distance = as_term(method(batch_of(case.input("labels")), student=student(inputs), teacher=teacher)["logit"])
+    apart = {n: gradients(total(method, terms, (t,)), parameters, f"__{n}") for n, t in (("ce", "ce"), ("kd", "logit"))}
+    product = sum((a * b).sum() for a, b in zip(apart["ce"].values(), apart["kd"].values()))
+    alignment = Alignment(list(parameters.values()), method)
+    alignment.add({name: as_term(term).mean() for name, term in terms.items()}, START, 1.0)
+    alignment.merge()
+    return {
+        "out.head_ce_logits": student(inputs).logits,
+        "out.head_kd_logits": logits,
+        "out.loss_ce": as_term(terms["ce"]).mean(),
+        "out.loss_binary_kl_norm": distance.mean(),
+        "out.loss_binary_kl": as_term(plain["logit"]).mean(),
+        "out.grad_dot": product,
+        "out.conflict": (product < 0).double(),
+        **_of_auxiliary_logits(method, case, logits, teacher),
+        **apart["ce"],
+        **apart["kd"],
+        **{f"grad.{name}__aligned": p.grad for name, p in parameters.items() if p.grad is not None},
+    }
+
+
+def _of_auxiliary_logits(method: Method, case: Case, logits: Tensor, teacher: Signals) -> dict[str, Tensor]:
+    """Gradient of the unweighted loss, with the auxiliary classifier replaced by the identity."""
+    leaf = logits.detach().requires_grad_()
+    single = build_method("dhkd", heads="single", temperature=case.config["temperature"], eps=case.config["clamp_eps"])
+    terms = single(batch_of(case.input("labels")), student=Signals(logits=leaf), teacher=teacher)
+    return gradients(as_term(terms["logit"]).mean(), {"head_kd_logits": leaf})
