@@ -33,6 +33,7 @@ from limbeck.functional.logit_transforms import LOGIT_TRANSFORMS, logit_transfor
 from limbeck.functional.neuron_selectivity import neuron_selectivity
 from limbeck.functional.normalized import NormalizedKD, normalized_kd
 from limbeck.functional.plackett_luce import label_first_order, plackett_luce, plackett_luce_distillation
+from limbeck.functional.rank_correlation import kendall_tau, ranks, spearman_rho
 from limbeck.functional.reduction import Reduction, reduce
 from limbeck.functional.relations import (
     consecutive_correlation,
@@ -44,12 +45,20 @@ from limbeck.functional.relations import (
     similarity_preserving,
 )
 from limbeck.functional.sinkhorn import sinkhorn_distance, sinkhorn_plan
+from limbeck.functional.training_free import (
+    activation_pattern_score,
+    class_correlation_distance,
+    classifier_gradient,
+    relation_score,
+    semantic_score,
+)
 
 __all__ = [
     "LOGIT_TRANSFORMS",
     "DecoupledKL",
     "NormalizedKD",
     "Reduction",
+    "activation_pattern_score",
     "align_gradients",
     "attention_map",
     "attention_transfer",
@@ -57,6 +66,8 @@ __all__ = [
     "binary_kl",
     "binary_kl_norm",
     "class_correlation",
+    "class_correlation_distance",
+    "classifier_gradient",
     "confidence_weights",
     "consecutive_correlation",
     "correlation_congruence",
@@ -68,6 +79,7 @@ __all__ = [
     "inter_class_distance",
     "intra_class_distance",
     "js",
+    "kendall_tau",
     "kl",
     "label_first_order",
     "log_partition",
@@ -84,12 +96,16 @@ __all__ = [
     "plackett_luce",
     "plackett_luce_distillation",
     "probabilistic_transfer",
+    "ranks",
     "reduce",
+    "relation_score",
     "relational_angle",
     "relational_distance",
+    "semantic_score",
     "similarity_preserving",
     "sinkhorn_distance",
     "sinkhorn_plan",
+    "spearman_rho",
     "standardize",
     "tempered_log_softmax",
 ]

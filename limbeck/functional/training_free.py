@@ -67,7 +67,7 @@ def class_correlation_distance(
         >>> class_correlation_distance(3 * gradient, gradient)
         tensor(0.)
         >>> class_correlation_distance(gradient.abs(), gradient)
-        tensor(2.)
+        tensor(2.0000)
     """
     check_same_shape(student_gradient, teacher_gradient, "the classifier gradients of student and teacher")
     theirs = teacher_gradient.detach()
@@ -149,6 +149,6 @@ def activation_pattern_score(agreement: Tensor) -> Tensor:
 
     Example:
         >>> activation_pattern_score(torch.tensor([[4.0, 0.0], [0.0, 4.0]]))
-        tensor(2.7726)
+        tensor(2.7726, dtype=torch.float64)
     """
     return torch.linalg.slogdet(agreement.double()).logabsdet

@@ -46,6 +46,7 @@ EXAMPLES = {
     "binary_kl": Example(LOGITS, logits=True),
     "binary_kl_norm": Example(LOGITS, logits=True),
     "class_correlation": Example(LOGITS, logits=True),
+    "class_correlation_distance": Example([(B, 4), (B, 4)]),
     "consecutive_correlation": Example([(B, 4), (B, 4)], constants=()),
     "correlation_congruence": Example([(B, 4), (B, 7)]),
     "cross_entropy": Example([(B, C)], lambda: (torch.arange(B) % C,), constants=(), logits=True),

@@ -26,7 +26,6 @@ from limbeck.errors import DataError, UnknownNameError, suggest
 Adapter = Callable[["Case"], Mapping[str, Any]]
 
 _ADAPTERS: dict[str, Adapter] = {}
-_MODULES = ("goldens.logit", "goldens.relation", "goldens.feature", "goldens.online")
 _NUMBER = r"(\d+(?:\.\d+)?e-\d+)"
 
 

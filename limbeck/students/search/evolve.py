@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -137,33 +138,27 @@ class Evolution:
         Raises:
             RecipeError: no student of the space is within the budget, or a term is not among the scores.
         """
-        settings = self._settings
+        settings, space = self._settings, self._space
         alive: deque[Genes] = deque()
         for number in range(min(settings.population, settings.candidates)):
-            genes = self._within_budget(
-                lambda attempt, n=number: self._space.draw(settings.seed, n * _ATTEMPTS + attempt)
-            )
-            self._evaluate(genes)
-            alive.append(genes)
+            alive.append(self._within_budget(partial(space.draw, settings.seed), number))
+            self._evaluate(alive[-1])
         self._scale = self._scales()
         for cycle in range(settings.candidates * _CYCLES_PER_CANDIDATE):
-            if len(self._found) >= min(settings.candidates, self._space.size):
+            if len(self._found) >= min(settings.candidates, space.size):
                 break
             parent = self._parent(list(alive), cycle)
-            child = self._within_budget(
-                lambda attempt, p=parent, c=cycle: self._space.mutate(p, settings.seed, c * _ATTEMPTS + attempt)
-            )
-            self._evaluate(child)
-            alive.append(child)
+            alive.append(self._within_budget(partial(space.mutate, parent, settings.seed), cycle))
+            self._evaluate(alive[-1])
             alive.popleft()
         return [
             Candidate(genes, self._space.spec(genes), dict(scores), self._value(scores))
             for genes, scores in self._found.items()
         ]
 
-    def _within_budget(self, propose: Callable[[int], Genes]) -> Genes:
+    def _within_budget(self, propose: Callable[[int], Genes], number: int) -> Genes:
         for attempt in range(_ATTEMPTS):
-            genes = propose(attempt)
+            genes = propose(number * _ATTEMPTS + attempt)
             if genes not in self._affordable:
                 budget = self._settings.budget
                 free = budget.parameters is None and budget.macs is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,7 +122,7 @@ def cell_space(*, cells: int = 1) -> Space:
     return Space("cell_network", {f"operations.{edge}": OPERATIONS for edge in range(6)}, {"cells": cells})
 
 
-SPACES = {"residual": residual_space, "cells": cell_space}
+SPACES: dict[str, Callable[[], Space]] = {"residual": residual_space, "cells": cell_space}
 """Spaces by name."""
 
 
