@@ -12,14 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.engine.combine import combine, term_means
+from limbeck.engine.holdout import HoldOut
 from limbeck.engine.preflight import dry_run, tap_groups
-from limbeck.methods.base import Method, Setup, build_method, methods
+from limbeck.methods.base import Method, Observed, Passes, Setup, build_method, methods
+from limbeck.methods.sequence.base import SequenceMethod
 from limbeck.schedules import Progress
 from limbeck.signals import Batch, Signals, Terms
+from limbeck.tasks.causal_lm import CausalLM
 from limbeck.tasks.classification import Classification
 from limbeck.teachers.live import FrozenTeacher
 from limbeck.teachers.provider import Observer
 from methods.networks import CHANNELS, CLASSES, SIZE, large_teacher, small_student
+from methods.sequences import LanguageModel, sequence_batch
 
 SAMPLES = 24
 ROWS = 6
@@ -72,6 +76,25 @@ def make_batch(rows: int = ROWS, *, start: int = 0, views: tuple[str, ...] = ())
     return batch
 
 
+def make_holdout() -> Batch:
+    """Samples that are not in the data set."""
+    batch = make_batch()
+    return Batch(inputs=batch["inputs"].flip(3) + 0.5, labels=batch["labels"], index=batch["index"])
+
+
+class _Single:
+    """A loader of one batch."""
+
+    steps_per_epoch = 1
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Yields the batch."""
+        yield self._batch
+
+
 def all_labels() -> Tensor:
     """Labels of the data set."""
     return torch.arange(SAMPLES) * 7 % CLASSES
@@ -100,7 +123,11 @@ class Bench:
 
     def batch(self, rows: int = ROWS, *, start: int = 0) -> Batch:
         """A batch with the views, and the inputs of transforms, that the method needs."""
+        if isinstance(self.method, SequenceMethod):
+            return sequence_batch(SAMPLES, slice(start, start + rows), views=self.method.needs.views)
         batch = make_batch(rows, start=start, views=self.method.needs.views)
+        if self.method.needs.holdout == "batches":
+            batch["holdout"] = make_holdout()
         made = sorted(key for key in self.method.needs.batch if key.endswith("_inputs"))
         return Batch(batch, **{key: batch["inputs"].roll(1, dims=2) + n for n, key in enumerate(made)})
 
@@ -140,8 +167,20 @@ class Bench:
                     if gradient is not None:
                         parameter -= 1e-4 * gradient
             self.method.after_step(Progress(step + 1, 2, 12))
+            if step % 2 == 1 and self.method.refreshes:
+                self.method.refresh(Progress(step + 1, 2, 12), Passes(self.observe_all, self.observe_holdout))
         for role in self.frozen.values():
             role.finish()
+
+    def observe_all(self) -> Observed:
+        """A pass over the data set with what every role says."""
+        for step in range(SAMPLES // ROWS):
+            batch = self.bench_batch(step)
+            yield batch, dry_run(self.method, batch, self.observers)
+
+    def observe_holdout(self) -> Observed:
+        """A pass over held-out data with what the learners say."""
+        return HoldOut(_Single(make_holdout())).observed(self.observers, self.method.learners)
 
     def bench_batch(self, step: int) -> Batch:
         """Batch number ``step`` of the data set."""
@@ -151,8 +190,10 @@ class Bench:
 def _restricted(signals: Signals, needed: frozenset[str]) -> Signals:
     """Leaves out what a method does not say it needs."""
     groups = {s.removeprefix("features.") for s in needed if s.startswith("features.")}
+    names = {option for need in needed for option in need.split("|")}
     return Signals(
-        logits=signals.logits if "logits" in needed else None,
+        logits=signals.logits if "logits" in names else None,
+        hidden=signals.hidden if "hidden" in names else None,
         features={group: maps for group, maps in signals.features.items() if group in groups},
         views={view: _restricted(s, needed) for view, s in signals.views.items()},
     )
@@ -167,6 +208,15 @@ def bench(name: str, config: dict[str, Any] | None = None, *, init_seed: int = 0
     for number, role in enumerate(method.roles()):
         taps = method.needs.groups(role)
         task, views = Classification(), method.needs.views
+        if isinstance(method, SequenceMethod):
+            model = LanguageModel(6 if role in method.learners else 9, seed=1 + 10 * number).double()
+            kind = Observer if role in method.learners else FrozenTeacher
+            observers[role] = kind(role, model, CausalLM(), {}, views, wanted=method.needs.roles[role])
+            if role in method.learners:
+                learners[role] = model
+            else:
+                frozen[role] = observers[role]
+            continue
         if role in method.learners:
             learners[role] = model = small_student(seed=1 + 10 * number, batch_norm=batch_norm).double()
             observers[role] = Observer(role, model, task, tap_groups(role, model, taps), views)
@@ -196,13 +246,7 @@ def _build(bench: Bench, init_seed: int) -> None:
         torch.manual_seed(init_seed)
         method.build(setup)
     method.double().train()
-
-    def observe_all() -> Iterator[tuple[Batch, dict[str, Signals]]]:
-        for step in range(SAMPLES // ROWS):
-            batch = bench.bench_batch(step)
-            yield batch, dry_run(method, batch, observers)
-
-    method.prepare(observe_all)
+    method.prepare(bench.observe_all)
 
 
 def weighted_totals(bench: Bench, terms: Terms) -> list[float]:
