@@ -11,8 +11,7 @@ from limbeck.engine import distributed, sharding
 from limbeck.engine.combine import combine
 from limbeck.errors import RecipeError
 from limbeck.functional.gradient_alignment import align_gradients
-from limbeck.methods.base import Method
-from limbeck.schedules import Progress
+from limbeck.schedules import Progress, Weight
 
 
 class Alignment:
@@ -22,29 +21,30 @@ class Alignment:
 
     Args:
         parameters: everything that trains.
-        method: the method, which says whose gradients give way.
+        yielding: names of the terms whose gradients give way.
 
     Raises:
         RecipeError: a parameter is sharded.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], method: Method) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], yielding: frozenset[str]) -> None:
         if any(map(sharding.is_sharded, parameters)):
             raise RecipeError(
                 "the method compares whole gradients, which sharded parameters do not have in one place; "
                 "set train.sharding to ddp"
             )
-        self._parameters, self._method = list(parameters), method
+        self._parameters, self._yielding = list(parameters), yielding
         self._sums: dict[bool, list[Tensor | None]] = {}
 
-    def add(self, means: Mapping[str, Tensor], progress: Progress, scale: float) -> None:
+    def add(
+        self, means: Mapping[str, Tensor], weights: Mapping[str, Weight], progress: Progress, scale: float = 1.0
+    ) -> None:
         """Adds the gradients of a part of the batch, of its firm and of its yielding terms."""
-        yielding = self._method.yielding()
         for gives_way in (False, True):
-            names = frozenset(name for name in means if (name in yielding) == gives_way)
+            names = frozenset(name for name in means if (name in self._yielding) == gives_way)
             if not names:
                 continue
-            loss = combine(means, self._method.weights, progress, names) * scale
+            loss = combine(means, weights, progress, names) * scale
             found = torch.autograd.grad(loss, self._parameters, retain_graph=not gives_way, allow_unused=True)
             before = self._sums.get(gives_way, [None] * len(found))
             self._sums[gives_way] = [b if f is None else f if b is None else b + f for b, f in zip(before, found)]

@@ -43,7 +43,7 @@ class Gradients:
         self._failure: NonFiniteLossError | None = None
         parameters = [p for own, _ in players.values() for p in own]
         wrapped = isinstance(step, nn.parallel.DistributedDataParallel) or any(map(sharding.is_sharded, parameters))
-        self._alignment = Alignment(parameters, method) if method.yielding() else None
+        self._alignment = Alignment(parameters, method.yielding()) if method.yielding() else None
         averaged = wrapped or distributed.world_size() == 1 or self._alignment is not None
         self._unwrapped = [] if averaged else parameters
 
@@ -98,7 +98,7 @@ class Gradients:
         if not all(math.isfinite(loss.item()) for loss in losses.values()):
             self._fail(means, terms, part, progress)
         if self._alignment is not None:
-            self._alignment.add(means, progress, scale)
+            self._alignment.add(means, self.weights, progress, scale)
         elif len(losses) == 1:
             next(iter(losses.values())).backward()
         else:

@@ -53,8 +53,8 @@ def dhkd(case: Case) -> dict[str, Tensor]:
     distance = as_term(method(batch_of(case.input("labels")), student=student(inputs), teacher=teacher)["logit"])
     apart = {n: gradients(total(method, terms, (t,)), parameters, f"__{n}") for n, t in (("ce", "ce"), ("kd", "logit"))}
     product = sum((a * b).sum() for a, b in zip(apart["ce"].values(), apart["kd"].values()))
-    alignment = Alignment(list(parameters.values()), method)
-    alignment.add({name: as_term(term).mean() for name, term in terms.items()}, START, 1.0)
+    alignment = Alignment(list(parameters.values()), method.yielding())
+    alignment.add({name: as_term(term).mean() for name, term in terms.items()}, method.weights, START)
     alignment.merge()
     return {
         "out.head_ce_logits": student(inputs).logits,
