@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -116,6 +117,12 @@ def _check_needs(method: Method, signals: Mapping[str, Signals]) -> None:
                 f"the method needs {', '.join(missing)} from role '{role}', which gives only {has}; "
                 "use a live model for this role, or a cache that holds these signals"
             )
+        unseen = [view for view in method.needs.views if view not in signals[role].views]
+        if unseen:
+            raise NeedsError(
+                f"the method needs what role '{role}' says of the view '{unseen[0]}', which it does not give; "
+                "use a live model for this role, or a cache that holds the view"
+            )
 
 
 def _check_classes(method: Method, signals: Mapping[str, Signals]) -> None:
@@ -149,27 +156,29 @@ def fit(
         NeedsError: the method cannot use these shapes.
         RecipeError: a weight names no term, or a term has no weight.
     """
-    method.build(setup)
-    method.weights.update(weights)
-    method.prepare(observe_all)
     assert setup.batch is not None
-    trial(method, setup.batch, dict(setup.signals))
+    with _explained_by(method, setup.batch):
+        method.build(setup)
+        method.weights.update(weights)
+        method.prepare(observe_all)
+        _trial(method, setup.batch, dict(setup.signals))
 
 
-def trial(method: Method, batch: Batch, signals: dict[str, Signals]) -> None:
-    """Computes the loss once on a copy of the method and checks the terms' names against the weights.
-
-    Raises:
-        NeedsError: the method cannot use these shapes.
-        RecipeError: a weight names no term, or a term has no weight.
-    """
+@contextmanager
+def _explained_by(method: Method, batch: Batch) -> Iterator[None]:
+    """Turns what PyTorch says of shapes and values that do not fit into an error that names the method."""
     try:
-        with torch.no_grad():
-            terms = copy.deepcopy(method)(batch, **signals)
+        yield
     except LimbeckError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:
         raise NeedsError(
             f"{type(method).__name__} cannot work on this batch of {batch.size}: {str(error).splitlines()[0]}"
         ) from error
+
+
+def _trial(method: Method, batch: Batch, signals: dict[str, Signals]) -> None:
+    """Computes the loss once on a copy of the method and checks the terms' names against the weights."""
+    with torch.no_grad():
+        terms = copy.deepcopy(method)(batch, **signals)
     check_weights(method.weights, terms, type(method).__name__)

@@ -161,15 +161,11 @@ class Combined(Method):
             signals = self._signals_of(label, member, self._signals)
             with torch.no_grad():
                 values = {n: as_term(v).values for n, v in copy.deepcopy(member)(self._batch, **signals).items()}
-            self._names[label] = names = {
-                name: name if name not in seen or _alike(value, seen[name]) else f"{label}.{name}"
-                for name, value in values.items()
-            }
+            self._names[label] = names = {name: _name(label, name, value, seen) for name, value in values.items()}
+            seen.update({names[name]: value for name, value in values.items()})
             for name, weight in member.weights.items():
                 # What is misspelt keeps its name, and the check against the terms finds it.
                 self.weights.setdefault(names.get(name, name), Scaled(weight, self._factors.get(label, 1.0)).simplest())
-            for name, value in values.items():
-                seen.setdefault(names[name], value)
         self._batch, self._signals = None, {}
 
     def after_step(self, progress: Progress) -> None:
@@ -200,8 +196,11 @@ class Combined(Method):
         return student
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one, other)
+def _name(label: str, name: str, value: Tensor, seen: Mapping[str, Tensor]) -> str:
+    """Returns what a member's term is called: as an equal term before it, by its own name, or with the label."""
+    called_alike = [other for other in seen if other.rpartition(".")[2] == name]
+    equal = (o for o in called_alike if seen[o].shape == value.shape and torch.equal(seen[o], value))
+    return next(equal, f"{label}.{name}" if called_alike else name)
 
 
 def _union(needs: list[Needs]) -> Needs:
