@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor
 
 from limbeck.functional.classification import cross_entropy
@@ -11,11 +9,8 @@ from limbeck.functional.divergences import kl_of_log_probabilities, tempered_log
 from limbeck.functional.reduction import widened
 from limbeck.hyperparameters import NonNegative
 from limbeck.methods.base import Method, Needs, Observers, register
-from limbeck.methods.robust.attacked import ADVERSARIAL_INPUTS, seen_by_all
+from limbeck.methods.robust.attacked import ADVERSARIAL, ADVERSARIAL_INPUTS, observe_both
 from limbeck.signals import Batch, Signals, Terms
-
-ADVERSARIAL = "adversarial"
-"""View of the student's signals on adversarial examples."""
 
 
 @register(
@@ -52,8 +47,7 @@ class TRADES(Method):
 
     def observe(self, batch: Batch, observers: Observers) -> dict[str, Signals]:
         """Shows the student the clean and the adversarial images, in two passes."""
-        clean = observers["student"](batch)
-        return {"student": replace(clean, views={ADVERSARIAL: observers["student"](seen_by_all(batch))})}
+        return {"student": observe_both("student", batch, observers)}
 
     def forward(self, batch: Batch, student: Signals) -> Terms:
         """Returns ``ce`` and ``kl``."""
