@@ -6,11 +6,13 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from limbeck.errors import CacheError
+
+H = TypeVar("H", bound=BaseModel)
 
 FORMAT: Final = "limbeck-cache"
 VERSION: Final = 1
@@ -20,24 +22,27 @@ HEADER = "cache.json"
 PLAN = "plan.json"
 """The header of a cache that is being written; it goes when the cache is finished."""
 
-_UNSIGNED = "0" * 32
-_Checksum = Annotated[str, Field(pattern=re.compile(r"\A[0-9a-f]{32}\Z"))]
+UNSIGNED = "0" * 32
+"""Checksum of a header that has none yet."""
+Checksum = Annotated[str, Field(pattern=re.compile(r"\A[0-9a-f]{32}\Z"))]
 _Positive = Annotated[int, Field(ge=1)]
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A part of a header: every field is known and of its type."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class FileEntry(_Part):
+class FileEntry(Part):
     """A file and how to know that it is whole."""
 
     rows: _Positive = Field(description="rows in the file")
     size: _Positive = Field(description="bytes of the file")
-    checksum: _Checksum = Field(description="128-bit BLAKE2b of the file's head and of its CRC-32 a block of rows")
+    checksum: Checksum = Field(description="128-bit BLAKE2b of the file's head and of its CRC-32 a block of rows")
 
 
-class Header(_Part):
+class Header(Part):
     """The header of a cache.
 
     The field order is the order in the file. A finished cache has an entry in ``shards`` for every shard, in the
@@ -64,7 +69,7 @@ class Header(_Part):
     views: list[str] = Field(min_length=1, description="augmentation key of each view, in the order of epochs from 0")
     keys: FileEntry = Field(description="file of sample keys, in the order of rows")
     shards: list[FileEntry] = Field(description="files of rows")
-    checksum: str = Field(default=_UNSIGNED, description="128-bit BLAKE2b of this file with zeros here")
+    checksum: str = Field(default=UNSIGNED, description="128-bit BLAKE2b of this file with zeros here")
 
     @property
     def shards_per_view(self) -> int:
@@ -77,9 +82,14 @@ class Header(_Part):
 
     def to_bytes(self) -> bytes:
         """Returns the header as JSON, with its own checksum."""
-        fields = {**self.model_dump(), "checksum": _UNSIGNED}
-        text = (json.dumps(fields, indent=1) + "\n").encode()
-        return text.replace(_UNSIGNED.encode(), _digest(text).encode())
+        return sealed(self)
+
+
+def sealed(header: BaseModel) -> bytes:
+    """Returns a header with a field ``checksum`` as JSON, with its own checksum."""
+    fields = {**header.model_dump(), "checksum": UNSIGNED}
+    text = (json.dumps(fields, indent=1) + "\n").encode()
+    return text.replace(UNSIGNED.encode(), _digest(text).encode())
 
 
 def keys_path(folder: Path) -> Path:
@@ -98,6 +108,22 @@ def read_header(folder: Path, name: str = HEADER) -> Header:
     Raises:
         CacheError: there is none, it is corrupt, of another version or not one of ours; the message says which.
     """
+    return read_sealed(folder, name, Header, FORMAT, VERSION)
+
+
+def read_sealed(folder: Path, name: str, model: type[H], form: str, version: int) -> H:
+    """Reads a header that :func:`sealed` wrote.
+
+    Args:
+        folder: the cache.
+        name: file of the header.
+        model: what it must be.
+        form: its ``format``.
+        version: its ``version``.
+
+    Raises:
+        CacheError: there is none, it is corrupt, of another version or not one of ours; the message says which.
+    """
     path = folder / name
     try:
         raw = path.read_bytes()
@@ -109,14 +135,14 @@ def read_header(folder: Path, name: str = HEADER) -> Header:
         fields = json.loads(raw)
     except (ValueError, RecursionError):
         raise CacheError(f"'{path}' is not a cache header, or it is corrupt; {_AGAIN}") from None
-    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+    if not isinstance(fields, dict) or fields.get("format") != form:
         raise CacheError(f"'{path}' is not the header of a teacher cache; give the folder that `limbeck cache` wrote")
     _check_checksum(path, raw, fields.get("checksum"))
-    if fields.get("version") != VERSION:
+    if fields.get("version") != version:
         found = fields.get("version")
-        raise CacheError(f"the cache '{folder}' has format {found}, but this limbeck reads format {VERSION}; {_AGAIN}")
+        raise CacheError(f"the cache '{folder}' has format {found}, but this limbeck reads format {version}; {_AGAIN}")
     try:
-        return Header.model_validate(fields)
+        return model.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -128,7 +154,7 @@ _AGAIN = "delete the folder and write the cache again"
 
 def _check_checksum(path: Path, raw: bytes, checksum: Any) -> None:
     known = isinstance(checksum, str) and re.fullmatch(r"[0-9a-f]{32}", checksum)
-    if not known or _digest(raw.replace(checksum.encode(), _UNSIGNED.encode())) != checksum:
+    if not known or _digest(raw.replace(checksum.encode(), UNSIGNED.encode())) != checksum:
         raise CacheError(f"the cache header '{path}' is corrupt: its checksum does not match; {_AGAIN}")
 
 

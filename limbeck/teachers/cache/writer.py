@@ -103,7 +103,7 @@ def write_cache(
                 f"another process is writing the cache '{path}'; wait for it, or use another folder"
             ) from None
         except OSError as error:
-            raise _write_error(error, path) from None
+            raise write_error(error, path) from None
         writing = _Writing(path, loader, teacher, role, device, progress)
         return writing.run(epochs, build_codec(codec), extras, extras_dtype, rows_per_shard)
 
@@ -252,7 +252,7 @@ class _Writing:
             path.parent.mkdir(exist_ok=True)
             write_durably(path, [content])
         except OSError as error:
-            raise _write_error(error, path) from None
+            raise write_error(error, path) from None
 
 
 def _what_is_there(folder: Path) -> list[Header]:
@@ -275,7 +275,8 @@ def _remove_leftovers(folder: Path) -> None:
             path.unlink()
 
 
-def _write_error(error: OSError, path: Path) -> CacheError:
+def write_error(error: OSError, path: Path) -> CacheError:
+    """Returns the error that says why a file of a cache could not be written."""
     if is_full(error):
         free = shutil.disk_usage(path.parent if path.parent.exists() else ".").free
         return CacheError(

@@ -69,6 +69,11 @@ class TopKCodec:
 
     def decode(self, columns: Mapping[str, np.ndarray], classes: int) -> Signals:
         """Returns ``topk``, normalised to a total of one, and ``logits`` with the tail spread evenly."""
+        topk = self.sparse(columns, classes)
+        return Signals(topk=topk, logits=topk.dense())
+
+    def sparse(self, columns: Mapping[str, np.ndarray], classes: int) -> TopK:
+        """Returns the kept classes, normalised to a total of one with the rest."""
         logprobs = torch.from_numpy(columns["logprobs"]).float()
         indices = torch.from_numpy(unpack(columns["indices"], self.k, width_of(classes)))
         if indices.numel() and int(indices.max()) >= classes:
@@ -78,8 +83,7 @@ class TopKCodec:
         else:
             tail = logprobs.new_full(logprobs.shape[:1], -torch.inf)
         total = torch.cat([logprobs, tail.unsqueeze(-1)], dim=-1).logsumexp(-1)
-        topk = TopK(logprobs - total.unsqueeze(-1), indices, tail - total, classes)
-        return Signals(topk=topk, logits=topk.dense())
+        return TopK(logprobs - total.unsqueeze(-1), indices, tail - total, classes)
 
 
 def _half(logprobs: Tensor) -> np.ndarray:

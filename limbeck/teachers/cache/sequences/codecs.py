@@ -1,0 +1,327 @@
+"""How a next-token distribution is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limbeck import streams
+from limbeck.errors import CacheError, RecipeError
+from limbeck.hyperparameters import Count, Positive, WholeNumber, validated
+from limbeck.registry import Registry
+from limbeck.signals import Head, Hidden, Sampled, Signals, TopK
+from limbeck.teachers.cache.codecs.base import Column, narrowed
+from limbeck.teachers.cache.codecs.bits import pack, packed_bytes, unpack, width_of
+from limbeck.teachers.cache.codecs.topk import TopKCodec
+
+_ROWS = 128
+
+
+class Rows:
+    """Columns of tokens, and of entries where tokens have different numbers of them.
+
+    Attributes:
+        tokens: ``[M, ...]`` columns, one row a token.
+        entries: ``[sum of counts, ...]`` columns, in the order of tokens; empty where every token has as many.
+        counts: ``[M]`` entries of each token; None likewise.
+    """
+
+    def __init__(
+        self,
+        tokens: Mapping[str, np.ndarray],
+        entries: Mapping[str, np.ndarray] | None = None,
+        counts: np.ndarray | None = None,
+    ) -> None:
+        self.tokens, self.entries, self.counts = dict(tokens), dict(entries or {}), counts
+
+
+class SequenceCodec(Protocol):
+    """Turns next-token distributions into columns of numbers and back.
+
+    Attributes:
+        reads: the signal that is stored, ``logits`` or ``hidden``.
+    """
+
+    name: ClassVar[str]
+    reads: ClassVar[Literal["logits", "hidden"]]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The arguments from which the same codec is made."""
+
+    def columns(self, classes: int, width: int) -> dict[str, Column]:
+        """Returns what a token stores, for a vocabulary of ``classes`` and hidden states of ``width``."""
+
+    def entry_columns(self, classes: int) -> dict[str, Column]:
+        """Returns what an entry stores, where tokens have different numbers of them; else nothing."""
+
+    def encode(self, values: Tensor, keys: np.ndarray) -> Rows:
+        """Returns the columns of ``[M, V]`` logits or ``[M, D]`` hidden states.
+
+        Args:
+            values: what is stored.
+            keys: ``[M]`` uint64 what tells the tokens apart, for streams of random numbers.
+        """
+
+    def decode(self, rows: Rows, classes: int, head: Head | None) -> Signals:
+        """Returns the float32 signals of ``[M, ...]`` columns."""
+
+
+sequence_codecs: Registry[Callable[..., SequenceCodec]] = Registry(
+    "codec for sequences", "limbeck.teachers.cache.sequences"
+)
+
+
+def _codec(name: str, **about: Any) -> Callable[[type[Any]], type[Any]]:
+    enter = sequence_codecs.register(name, **about)
+
+    def decorate(cls: type[Any]) -> type[Any]:
+        cls.name = name
+        cls.__init__ = validated(f"codec '{name}'", cls.__init__)
+        return enter(cls)  # type: ignore[return-value]
+
+    return decorate
+
+
+def build_sequence_codec(spec: str | Mapping[str, Any] | SequenceCodec) -> SequenceCodec:
+    """Returns the codec that a recipe names: ``topk``, or ``{name: topk, k: 50}``.
+
+    Raises:
+        UnknownNameError: no codec has that name.
+        RecipeError: a parameter is unknown or out of range.
+
+    Example:
+        >>> build_sequence_codec({"name": "sampled", "draws": 50}).parameters
+        {'draws': 50, 'seed': 0, 'temperature': 1.0, 'independent': True}
+    """
+    if isinstance(spec, str):
+        return sequence_codecs[spec].part()
+    if not isinstance(spec, Mapping):
+        return spec
+    parameters = dict(spec)
+    name = parameters.pop("name", None)
+    if not isinstance(name, str):
+        raise RecipeError(f"a codec needs a name, but got {dict(spec)}")
+    return sequence_codecs[name].part(**parameters)
+
+
+@_codec("topk", title="The k most likely tokens, the exact mass of the rest and the logsumexp of all logits")
+class TopKTokens:
+    """Stores the ``k`` largest log-probabilities, the log-mass of all other tokens, and the logsumexp of the logits.
+
+    A token takes ``2 k + ceil(k bits / 8) + 2 + 4`` bytes, where ``bits`` are what the vocabulary needs.
+
+    Args:
+        k: tokens kept.
+    """
+
+    name: ClassVar[str]
+    reads: ClassVar[Literal["logits", "hidden"]] = "logits"
+
+    def __init__(self, *, k: Count = 32) -> None:
+        self.k = k
+        self._distribution = TopKCodec(k=k)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"k": self.k}
+
+    def columns(self, classes: int, width: int) -> dict[str, Column]:
+        """Those of the distribution, and ``logsumexp``."""
+        return {**self._distribution.columns(classes), "logsumexp": Column("float32")}
+
+    def entry_columns(self, classes: int) -> dict[str, Column]:
+        """Nothing: every token has ``k`` entries."""
+        return {}
+
+    def encode(self, values: Tensor, keys: np.ndarray) -> Rows:
+        """Returns the columns of ``[M, V]`` logits."""
+        parts = [self._distribution.encode(part) for part in values.split(_ROWS)]
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        columns["logsumexp"] = values.float().logsumexp(-1).cpu().numpy()
+        return Rows(columns)
+
+    def decode(self, rows: Rows, classes: int, head: Head | None) -> Signals:
+        """Returns ``topk``, normalised to a total of one."""
+        columns = {name: array for name, array in rows.tokens.items() if name != "logsumexp"}
+        found = self._distribution.sparse(columns, classes)
+        lse = torch.from_numpy(rows.tokens["logsumexp"]).float()
+        return Signals(topk=TopK(found.logprobs, found.indices, found.tail, classes, lse))
+
+
+@_codec("full", title="All logits, in full or half precision")
+class FullTokens:
+    """Stores every logit: ``4 V`` bytes a token, or ``2 V``; for small vocabularies and for tests.
+
+    Args:
+        dtype: ``float32`` or ``float16``.
+    """
+
+    name: ClassVar[str]
+    reads: ClassVar[Literal["logits", "hidden"]] = "logits"
+
+    def __init__(self, *, dtype: Literal["float32", "float16"] = "float16") -> None:
+        self.dtype = dtype
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"dtype": self.dtype}
+
+    def columns(self, classes: int, width: int) -> dict[str, Column]:
+        """One column of logits."""
+        return {"logits": Column(self.dtype, (classes,))}
+
+    def entry_columns(self, classes: int) -> dict[str, Column]:
+        """Nothing: every token has all logits."""
+        return {}
+
+    def encode(self, values: Tensor, keys: np.ndarray) -> Rows:
+        """Returns the logits in the codec's type."""
+        return Rows({"logits": narrowed(values.float().cpu().numpy(), self.dtype, "logits")})
+
+    def decode(self, rows: Rows, classes: int, head: Head | None) -> Signals:
+        """Returns ``logits``."""
+        return Signals(logits=torch.from_numpy(rows.tokens["logits"]).float())
+
+
+@_codec("hidden", title="Final hidden states, with the output layer stored once")
+class HiddenTokens:
+    """Stores the final hidden state of every token, from which the stored output layer makes the whole distribution.
+
+    Exact to the rounding of the states, at ``2 D`` bytes a token: the choice where ``D`` is small, or where divergences
+    other than forward KL need the tail.
+
+    Args:
+        dtype: ``float32`` or ``float16``.
+    """
+
+    name: ClassVar[str]
+    reads: ClassVar[Literal["logits", "hidden"]] = "hidden"
+
+    def __init__(self, *, dtype: Literal["float32", "float16"] = "float16") -> None:
+        self.dtype = dtype
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"dtype": self.dtype}
+
+    def columns(self, classes: int, width: int) -> dict[str, Column]:
+        """One column of states."""
+        return {"states": Column(self.dtype, (width,))}
+
+    def entry_columns(self, classes: int) -> dict[str, Column]:
+        """Nothing: every token has one state."""
+        return {}
+
+    def encode(self, values: Tensor, keys: np.ndarray) -> Rows:
+        """Returns the states in the codec's type."""
+        return Rows({"states": narrowed(values.float().cpu().numpy(), self.dtype, "hidden states")})
+
+    def decode(self, rows: Rows, classes: int, head: Head | None) -> Signals:
+        """Returns ``hidden``: the states with the stored output layer."""
+        if head is None:
+            raise CacheError("the cache's output layer is missing; write the cache again")
+        return Signals(hidden=Hidden(torch.from_numpy(rows.tokens["states"]).float(), head))
+
+
+@_codec("sampled", title="Tokens drawn from the distribution, with how often: random-sampling KD")
+class SampledTokens:
+    r"""Stores ``draws`` tokens drawn with replacement from :math:`p^{1/T}`, as distinct ids with counts.
+
+    Counts over ``draws`` are a target whose expectation is the teacher's distribution, so the gradient of the
+    cross-entropy with it is an unbiased estimate of that of full distillation, tail included, which no top-k is. An
+    entry takes the bits of an id and of a count, rounded up to bytes (3 bytes up to 2**18 tokens and 63 draws), and a
+    token one byte more.
+
+    Draws come from a stream keyed by (seed, sequence, position), so a cache is the same however often its writing was
+    interrupted.
+
+    Args:
+        draws: tokens drawn.
+        seed: seed of the draws.
+        temperature: divides the logits before they are drawn from; the target is that distribution.
+        independent: draw each token by itself, as published; false draws them by one shift of a regular comb, which is
+            unbiased too and varies less.
+
+    Reference:
+        Anshumann et al., Sparse Logit Sampling: Accelerating Knowledge Distillation in LLMs, 2025,
+        https://arxiv.org/abs/2503.16870
+    """
+
+    name: ClassVar[str]
+    reads: ClassVar[Literal["logits", "hidden"]] = "logits"
+
+    def __init__(
+        self, *, draws: Count = 50, seed: WholeNumber = 0, temperature: Positive = 1.0, independent: bool = True
+    ) -> None:
+        if draws > 255:
+            raise RecipeError(f"codec 'sampled': draws = {draws}: give at most 255")
+        self.draws, self.seed, self.temperature, self.independent = draws, seed, temperature, independent
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            "draws": self.draws, "seed": self.seed, "temperature": self.temperature, "independent": self.independent,
+        }  # fmt: skip
+
+    def columns(self, classes: int, width: int) -> dict[str, Column]:
+        """The number of distinct tokens."""
+        return {"count": Column("uint8")}
+
+    def entry_columns(self, classes: int) -> dict[str, Column]:
+        """An id and how often it was drawn, packed."""
+        return {"entry": Column("uint8", (packed_bytes(1, self._bits(classes)),))}
+
+    def _bits(self, classes: int) -> int:
+        return width_of(classes) + self.draws.bit_length()
+
+    def encode(self, values: Tensor, keys: np.ndarray) -> Rows:
+        """Returns what was drawn from ``[M, V]`` logits."""
+        classes = values.shape[-1]
+        shift = width_of(classes)
+        numbers, counts = [], []
+        for start in range(0, len(values), _ROWS):
+            chosen = slice(start, start + _ROWS)
+            drawn = self._draw(values[chosen], keys[chosen])
+            for row in drawn:
+                found, often = np.unique(row, return_counts=True)
+                numbers.append(found.astype(np.uint64) | (often.astype(np.uint64) << np.uint64(shift)))
+                counts.append(len(found))
+        entries = np.concatenate(numbers) if numbers else np.zeros(0, np.uint64)
+        number = np.array(counts, np.uint8)
+        return Rows({"count": number}, {"entry": pack(entries[:, None], self._bits(classes))}, number.astype(np.int64))
+
+    def _draw(self, logits: Tensor, keys: np.ndarray) -> np.ndarray:
+        """Returns ``[M, draws]`` classes by inverting the cumulative distribution."""
+        p = (logits.double() / self.temperature).softmax(-1)
+        cumulative = p.cumsum(-1)
+        count = 1 if not self.independent else self.draws
+        uniform = streams.uniform(self.seed, "sampled tokens", 0, keys, count)
+        if not self.independent:
+            uniform = (np.arange(self.draws) + uniform) / self.draws
+        # Scaled by the last sum, which rounding moves off one: no draw lies beyond the last token with mass.
+        places = torch.from_numpy(uniform).to(cumulative.device) * cumulative[:, -1:]
+        found = torch.searchsorted(cumulative, places, right=True).clamp(max=logits.shape[-1] - 1)
+        return found.cpu().numpy()
+
+    def decode(self, rows: Rows, classes: int, head: Head | None) -> Signals:
+        """Returns ``sampled``, as wide as the fullest token needs."""
+        assert rows.counts is not None
+        width, shift = int(rows.counts.max(initial=1)), width_of(classes)
+        numbers = unpack(rows.entries["entry"], 1, self._bits(classes))[:, 0]
+        ids, often = numbers & ((1 << shift) - 1), numbers >> shift
+        if len(ids) and int(ids.max()) >= classes:
+            raise CacheError(f"a cached row names token {int(ids.max())} of only {classes}; write the cache again")
+        indices = np.zeros((len(rows.counts), width), np.int64)
+        weights = np.zeros((len(rows.counts), width), np.float32)
+        place = np.arange(width)[None, :] < rows.counts[:, None]
+        indices[place], weights[place] = ids, often / self.draws
+        return Signals(sampled=Sampled(torch.from_numpy(indices), torch.from_numpy(weights), classes))
