@@ -109,8 +109,12 @@ def cache(
             help="Views of each sample to store; the recipe's epochs when absent, 1 without augmentation.", min=1
         ),
     ] = None,
-    codec: Annotated[str, typer.Option(help="`fp32`, `fp16`, or `topk` with an exact tail.")] = "fp16",
+    codec: Annotated[
+        str,
+        typer.Option(help="`fp32`, `fp16`, or `topk` with an exact tail; for text also `sampled` and `hidden`."),
+    ] = "fp16",
     k: Annotated[int, typer.Option(help="Classes kept by `topk`.", min=1)] = 10,
+    draws: Annotated[int, typer.Option(help="Tokens drawn by `sampled`.", min=1)] = 50,
     trust: Trust = False,
 ) -> None:
     """Write the teacher's outputs for a recipe, so that students train without the teacher in memory.
@@ -122,7 +126,15 @@ def cache(
 
     with ProgressBar("caching") as bar:
         said = cache_recipe(
-            recipe, overrides or [], out=out, epochs=epochs, codec=codec, k=k, trust=trust, progress=bar.update
+            recipe,
+            overrides or [],
+            out=out,
+            epochs=epochs,
+            codec=codec,
+            k=k,
+            draws=draws,
+            trust=trust,
+            progress=bar.update,
         )
     typer.echo(said)
 

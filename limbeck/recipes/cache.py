@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from limbeck.errors import RecipeError, suggest
-from limbeck.recipes.build import build_cached_role
+from limbeck.recipes.build import build_cached_role, reads_text
 from limbeck.recipes.load import load_recipe
 
 _CODECS: dict[str, dict[str, Any]] = {
@@ -25,6 +25,7 @@ def cache_recipe(
     epochs: int | None = None,
     codec: str = "fp16",
     k: int = 10,
+    draws: int = 50,
     role: str = "teacher",
     trust: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -38,8 +39,9 @@ def cache_recipe(
         overrides: ``key=value`` strings.
         out: folder of the cache; a killed call continues there.
         epochs: number of views; the recipe's epochs when None, or 1 where every epoch sees the same.
-        codec: ``fp32``, ``fp16`` or ``topk``.
+        codec: ``fp32``, ``fp16`` or ``topk``; for text also ``hidden`` and ``sampled``.
         k: classes kept by ``topk``.
+        draws: tokens drawn by ``sampled``.
         role: the role to cache.
         trust: allow models that run the code they name.
         progress: called with the rows that are done and the rows in all.
@@ -53,10 +55,14 @@ def cache_recipe(
     from limbeck.data.views import STATIC
     from limbeck.teachers.cache import describe, write_cache
 
-    if codec not in _CODECS:
-        raise RecipeError(f"unknown codec '{codec}'. {suggest(codec, _CODECS)}")
     loaded = load_recipe(recipe, overrides)
     spec = loaded.stages[-1]
+    if reads_text(spec):
+        from limbeck.recipes.language import cache_text
+
+        return cache_text(loaded, spec, role, out, codec, k=k, draws=draws, trust=trust, progress=progress)
+    if codec not in _CODECS:
+        raise RecipeError(f"unknown codec '{codec}'. {suggest(codec, _CODECS)}")
     teacher, loader, extras = build_cached_role(loaded, spec, role, trust=trust)
     static = loader.augmentation_key(0) == STATIC
     views = epochs if epochs is not None else 1 if static else spec.train.epochs

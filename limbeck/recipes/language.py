@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from limbeck.data.text import TextLoader, TextSource, load_text, load_tokenizer
 from limbeck.data.text.source import divide_options
 from limbeck.engine import distributed
 from limbeck.errors import RecipeError, UnknownNameError, suggest
-from limbeck.recipes.build import RoleBuilder, StageData
-from limbeck.recipes.schema import DataSpec, RoleSpec, StageSpec
+from limbeck.recipes.build import RoleBuilder, StageData, make_method, make_task
+from limbeck.recipes.schema import DataSpec, Recipe, RoleSpec, StageSpec
 from limbeck.students.language import adapted, build_language_model, known_language_model, student_from
 from limbeck.students.loading import load_weights
+from limbeck.teachers.live import FrozenTeacher
 
 _HELD_ROWS = 8
 
@@ -133,6 +134,58 @@ class LanguageRoles(RoleBuilder):
 
         assert isinstance(self.data.loader, TextLoader)
         return CachedSequences(Path(folder), self.data.loader)
+
+
+_CODECS: dict[str, dict[str, Any]] = {
+    "fp32": {"name": "full", "dtype": "float32"},
+    "fp16": {"name": "full", "dtype": "float16"},
+    "topk": {"name": "topk"},
+    "hidden": {"name": "hidden"},
+    "sampled": {"name": "sampled"},
+}
+
+
+def cache_text(
+    recipe: Recipe,
+    spec: StageSpec,
+    role: str,
+    out: Path,
+    codec: str,
+    *,
+    k: int,
+    draws: int,
+    trust: bool,
+    progress: Callable[[int, int], None] | None,
+) -> str:
+    """Writes what a role says about every token of the training text that counts; see :mod:`limbeck.recipes.cache`.
+
+    Raises:
+        RecipeError: the recipe has no such role, or it is trained, or the codec is unknown.
+    """
+    from limbeck.teachers.cache.sequences import describe_sequences, write_sequences
+
+    if codec not in _CODECS:
+        raise RecipeError(f"unknown codec '{codec}'. {suggest(codec, _CODECS)}")
+    if role not in spec.roles:
+        raise RecipeError(f"the recipe has no role '{role}' to cache. {suggest(role, spec.roles)}")
+    if role in make_method(spec.method)[0].learners:
+        raise RecipeError(f"the role '{role}' is trained, so its outputs change and cannot be cached")
+    data = build_text(spec.data, spec, recipe.seed, shuffle=False)
+    task = make_task(spec.task, data)
+    made = LanguageRoles(recipe, spec, data, task, trust, None).build(role, spec.roles[role])
+    if made.model is None:
+        raise RecipeError(f"roles.{role} has no model here to cache; it should be a live one")
+    precision = made.precision or spec.train.precision
+    teacher = FrozenTeacher(
+        role, made.model, task, wanted=frozenset({"hidden|logits"}),
+        autocast=torch.bfloat16 if precision == "bf16" else None,
+    )  # fmt: skip
+    options = {**_CODECS[codec], **{"topk": {"k": k}, "sampled": {"draws": draws, "seed": recipe.seed}}.get(codec, {})}
+    write_sequences(
+        out, source=data.train, teacher=teacher, codec=options, batch_size=spec.train.batch_size,  # type: ignore[arg-type]
+        precision=precision, progress=progress,
+    )  # fmt: skip
+    return describe_sequences(out)
 
 
 def _known_origin(role: str, origin: str, roles: Mapping[str, RoleSpec]) -> None:
