@@ -44,6 +44,7 @@ from limbeck.functional.relations import (
     relational_distance,
     similarity_preserving,
 )
+from limbeck.functional.self_labels import nontarget_cross_entropy, target_values, zipf_labels
 from limbeck.functional.sinkhorn import sinkhorn_distance, sinkhorn_plan
 from limbeck.functional.training_free import (
     activation_pattern_score,
@@ -89,6 +90,7 @@ __all__ = [
     "negative_part_mean",
     "neuron_selectivity",
     "noise_contrastive",
+    "nontarget_cross_entropy",
     "normalized_kd",
     "pairwise_distances",
     "partial_distance",
@@ -107,5 +109,7 @@ __all__ = [
     "sinkhorn_plan",
     "spearman_rho",
     "standardize",
+    "target_values",
     "tempered_log_softmax",
+    "zipf_labels",
 ]

@@ -60,6 +60,9 @@ EXAMPLES = {
     "mean_squared_features": Example(MAPS, **BOTH),
     "neuron_selectivity": Example([(B, 3, 4, 4), (B, 5, 4, 4)], **BOTH),
     "noise_contrastive": Example([(B, 4)], lambda: (torch.tensor(1.0),), {"population": 9}, constants=(), logits=True),
+    "nontarget_cross_entropy": Example(
+        LOGITS, lambda: (torch.nn.functional.one_hot(torch.arange(B) % C, C).double(),), logits=True
+    ),
     "normalized_kd": Example(LOGITS, lambda: (torch.arange(B) % C,), logits=True),
     "partial_distance": Example(MAPS, lambda: (torch.full((3,), -0.5),), **BOTH),
     "plackett_luce": Example([(B, C)], lambda: (torch.arange(C).expand(B, C),), constants=(), logits=True),

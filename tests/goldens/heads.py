@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from goldens.drive import batch_of, built, total
+from goldens.logit import label_sets, suffixed
 from goldens.replay import Case, gradients, replays
 from limbeck.engine.alignment import Alignment
+from limbeck.functional.self_labels import target_values, zipf_labels
 from limbeck.methods.base import Method, build_method
 from limbeck.schedules import Progress
 from limbeck.signals import Signals, Terms, as_term
@@ -77,3 +79,36 @@ def _of_auxiliary_logits(method: Method, case: Case, logits: Tensor, teacher: Si
     single = build_method("dhkd", heads="single", temperature=case.config["temperature"], eps=case.config["clamp_eps"])
     terms = single(batch_of(case.input("labels")), student=Signals(logits=leaf), teacher=teacher)
     return gradients(as_term(terms["logit"]).mean(), {"head_kd_logits": leaf})
+
+
+@replays("uskd")
+def uskd(case: Case) -> dict[str, Tensor]:
+    leaves = {name: case.input(name, requires_grad=True) for name in ("student_logits", "mid_feature")}
+    student, middle = leaves.values()
+    said = Signals(logits=student, features={"stages": (middle, middle)})
+    results: dict[str, Tensor] = {}
+    for suffix, labels in label_sets(case).items():
+        for rank, released in (("", True), ("_paper_rank", False)):
+            method = build_method(
+                "uskd", **{n: case.config[n] for n in ("alpha", "beta", "mu", "smoothing")},
+                released_code=released, eps=1e-6,
+            )  # fmt: skip
+            built(method, {"student": said})
+            weak = case.load_into(method, {f"fc.{p}": f"weak.{p}" for p in ("weight", "bias")})
+            terms = method(batch_of(labels), student=said)
+            loss = total(method, terms, ("target", "nontarget", "weak"))
+            targets = target_values(labels, student.shape[1]).double()
+            zipf = zipf_labels(student, method.get_submodule("weak")(middle), targets, eps=1e-6, released_code=released)
+            found = {
+                f"out.loss{rank}": loss,
+                f"out.nontarget_soft_labels{rank}": zipf,
+                **{f"out.loss_{name}{rank}": _part(name, method, terms) for name in ("target", "nontarget", "weak")},
+                **gradients(loss, {**leaves, **weak}, rank and f"_{rank}"),
+            }
+            results |= suffixed(found, suffix)
+    return results
+
+
+def _part(name: str, method: Method, terms: Terms) -> Tensor:
+    """A term as the authors' code has it: the weak classifier's with its weight, the others without."""
+    return total(method, terms, (name,)) if name == "weak" else as_term(terms[name]).mean()
