@@ -18,6 +18,8 @@ from limbeck.functional.sparse_targets import top_k, top_k_loss
 from limbeck.functional.speculative import interleave
 from limbeck.methods.base import Method, build_method
 from limbeck.methods.sequence.base import token_log_probabilities
+from limbeck.methods.sequence.taid import TAID
+from limbeck.schedules import Progress
 from limbeck.signals import Batch, Sampled, Signals, Term, TopK, as_term
 
 
@@ -223,3 +225,27 @@ def speculative(case: Case) -> dict[str, Tensor]:
         "out.accept_rate": accepted.mean(),
         "out.fkl": term(build_method("speculative_kd"), "kd", token_batch(tokens), **signals).mean(),
     }
+
+
+@replays("TAID: temporally adaptive interpolated distillation")
+def taid(case: Case) -> dict[str, Tensor]:
+    config, mask, teacher = case.config, case.input("mask"), case.input("teacher_logits")
+    students = case.input("student_logits", requires_grad=True)
+    method = build_method(
+        "taid", start=config["t_start"], end=config["t_end"], step_size=config["alpha"], momentum=config["beta"]
+    )
+    assert isinstance(method, TAID)
+    method.double().train()
+    batch = token_batch(torch.zeros_like(mask), mask)
+    rows: dict[str, list[Tensor]] = {name: [] for name in ("t", "momentum", "prev_loss", "loss_kl")}
+    found = []
+    for step, logits in enumerate(students.unbind()):
+        loss = term(method, "kl", batch, student=Signals(logits=logits), teacher=Signals(logits=teacher)).mean()
+        found.append(torch.autograd.grad(loss, students, retain_graph=True)[0][step])
+        rows["loss_kl"].append(loss)
+        method.after_step(Progress(step + 1, config["num_train_steps"], 1))
+        rows["t"].append(method.share.clone())
+        rows["momentum"].append(method.trend.clone())
+        rows["prev_loss"].append(method.previous.clone())
+    results = {f"out.{name}": torch.stack(values) for name, values in rows.items()}
+    return results | {"out.loss_ce": results["out.prev_loss"], "grad.student_logits": torch.stack(found)}
