@@ -28,6 +28,10 @@ COMMON: dict[str, Any] = {
 KINDS: dict[str, dict[str, Any]] = {
     "kd": {"method": "kd"},
     "crd, whose memories move": {"method": {"name": "crd", "negatives": 16, "embedding": 8}},
+    "two methods, balanced by their gradients": {
+        "methods": ["kd", {"name": "at", "weights": {"at": {"from": 1000.0, "to": 100.0}}}],
+        "train": {**COMMON["train"], "balance": {"every": 3}},
+    },
     "a moving average as teacher": {
         "method": "kd",
         "roles": {"teacher": {"ema": {"of": "student", "decay": 0.9}}, "student": {"model": "small_cnn"}},
