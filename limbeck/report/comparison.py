@@ -12,7 +12,7 @@ from limbeck.report.figures.cost import cost_accuracy
 from limbeck.report.figures.palette import palette
 from limbeck.report.figures.ranking import ranking
 from limbeck.report.figures.reliability import reliability
-from limbeck.report.figures.training import accuracy_curves, loss_curves
+from limbeck.report.figures.training import accuracy_curves, contribution_curves, gradient_curves, loss_curves
 from limbeck.report.sections import Cell, Column, Figure, Figures, Highlight, Highlights, Section, Table, Text
 
 _AGREEMENT = Measure("agreement.top1", "Agreement", "fraction", "higher")
@@ -276,7 +276,11 @@ def _overview(arms: Sequence[Arm]) -> list[Figure | None]:
 
 def _training(arms: Sequence[Arm]) -> list[Figure | None]:
     distilled = [arm for arm in arms if arm.kind == "distilled"]
-    return [accuracy_curves(arms, palette(arms)), *(loss_curves(arm) for arm in distilled[:_LOSSES_SHOWN])]
+    drawings = (loss_curves, contribution_curves, gradient_curves)
+    return [
+        accuracy_curves(arms, palette(arms)),
+        *(draw(arm) for arm in distilled[:_LOSSES_SHOWN] for draw in drawings),
+    ]
 
 
 def _classes(arms: Sequence[Arm], class_names: Sequence[str]) -> list[Figure | None]:

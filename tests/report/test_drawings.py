@@ -21,7 +21,7 @@ from limbeck.report.figures.cost import cost_accuracy
 from limbeck.report.figures.palette import palette
 from limbeck.report.figures.ranking import ranking
 from limbeck.report.figures.reliability import reliability
-from limbeck.report.figures.training import accuracy_curves, loss_curves
+from limbeck.report.figures.training import accuracy_curves, contribution_curves, gradient_curves, loss_curves
 from limbeck.report.page import render
 from limbeck.report.runs import read_run
 from limbeck.report.sections import Figure, Figures
@@ -205,6 +205,28 @@ def test_records_with_gaps_are_drawn_as_far_as_they_go() -> None:
     losses = loss_curves(arm)
     assert losses is not None
     assert "ce ends at 1" in losses.alt
+
+
+def test_contributions_and_gradients_of_terms() -> None:
+    history = tuple(
+        {
+            "epoch": n,
+            "loss": 1.0,
+            "terms": {"ce": 1.0, "kd": 2.0},
+            "contributions": {"ce": 0.25, "kd": 0.75 - 0.25 * n},
+            "gradients": {"ce": {"norm": 1.0, "cosine": 0.5}, "kd": {"norm": 2.0, "cosine": -0.25 * n}},
+        }
+        for n in range(2)
+    )
+    arm = Arm("KD", "distilled", ({"accuracy": {"top1": 0.4}},), (history,))
+    made_of, agree = contribution_curves(arm), gradient_curves(arm)
+    assert made_of is not None
+    assert agree is not None
+    assert "ce ends at 0.333, kd ends at 0.667" in made_of.alt
+    assert "ce ends at 0.5, kd ends at -0.25" in agree.alt
+    plain = Arm("KD", "distilled", ({},), (({"epoch": 0, "loss": 1.0, "terms": {"ce": 1.0}},),))
+    assert contribution_curves(plain) is None
+    assert gradient_curves(plain) is None
 
 
 def test_arms_keep_their_look_and_kinds_differ_in_more_than_colour() -> None:

@@ -90,8 +90,7 @@ def _focus(axes: Any, curves: Sequence[Sequence[float]]) -> None:
 
 def loss_curves(arm: Arm) -> Figure | None:
     """Draws an arm's loss terms against epoch, means over the seeds; None where no record has terms."""
-    names = list(dict.fromkeys(n for history in arm.history for record in history for n in record.get("terms") or {}))
-    curves = {name: _by_epoch(arm.history, _term(name)) for name in names}
+    curves = _terms(arm, "terms")
     if not curves:
         return None
     drawing = Drawing(f"loss of {arm.name}")
@@ -105,21 +104,90 @@ def loss_curves(arm: Arm) -> Figure | None:
                 linewidth=1.0,
                 label="loss, weighted sum",
             )
-        for number, (name, (epochs, values)) in enumerate(curves.items()):
-            means = [math.fsum(v) / len(v) for v in values]
-            axes.plot(
-                epochs, means, color=series(number), linestyle=("-", "--", "-.", ":")[number % 4], label=short(name)
-            )
+        _draw_terms(axes, curves)
         everything = [v for curve in curves.values() for values in curve[1] for v in values]
         if min(everything) > 0 and max(everything) / min(everything) > _MANY_DECADES:
             axes.set_yscale("log")
-        axes.xaxis.set_major_locator(ticker().MaxNLocator(integer=True, nbins=8))
-        axes.set_xlabel("epoch")
-        axes.tick_params(which="both", colors=MUTED, length=0)
         axes.legend(loc="upper right")
-    last = ", ".join(f"{name} ends at {_means(curve)[-1]:.3g}" for name, curve in curves.items())
     caption = "Means over the epoch, before weights; the weighted sum is what the optimizer saw."
-    return Figure(f"Loss of {arm.name}", drawing.svg(), f"Line chart of loss terms by epoch: {last}.", caption)
+    return Figure(f"Loss of {arm.name}", drawing.svg(), f"Line chart of loss terms by epoch: {_ends(curves)}.", caption)
+
+
+def contribution_curves(arm: Arm) -> Figure | None:
+    """Draws what each term adds to the loss, as a share; None where there is one term or none."""
+    curves = _terms(arm, "contributions", _share)
+    if len(curves) < 2:
+        return None
+    drawing = Drawing(f"shares of the loss of {arm.name}")
+    with drawing.axes() as axes:
+        _draw_terms(axes, curves)
+        axes.yaxis.set_major_formatter(ticker().PercentFormatter(1.0, decimals=None, symbol=" %"))
+        axes.legend(loc="upper right")
+    caption = "Weight times mean of each term, as a share of the sum of their sizes."
+    return Figure(
+        f"What the loss of {arm.name} is made of", drawing.svg(), f"Line chart of shares: {_ends(curves)}.", caption
+    )
+
+
+def gradient_curves(arm: Arm) -> Figure | None:
+    """Draws how each term's gradient agrees with that of the others; None where gradients were not measured."""
+    curves = _terms(arm, "gradients", lambda record, name: record["gradients"][name].get("cosine"))
+    if not curves:
+        return None
+    drawing = Drawing(f"gradients of {arm.name}")
+    with drawing.axes() as axes:
+        axes.axhline(0.0, color=MUTED, linewidth=0.8)
+        _draw_terms(axes, curves)
+        axes.set_ylim(-1.05, 1.05)
+        axes.set_ylabel("cosine with all other terms")
+        axes.legend(loc="lower right")
+    caption = (
+        "Between the weighted gradient of a term and that of all others together: below zero it works against them."
+    )
+    return Figure(
+        f"Whether the terms of {arm.name} agree", drawing.svg(), f"Line chart of cosines: {_ends(curves)}.", caption
+    )
+
+
+_Curve = tuple[list[int], list[list[float]]]
+_Read = Callable[[Mapping[str, Any], str], float | None]
+
+
+def _terms(arm: Arm, section: str, read: _Read | None = None) -> dict[str, _Curve]:
+    """Returns the course of every term in a section of the records, means over the seeds."""
+    names = list(dict.fromkeys(n for history in arm.history for record in history for n in record.get(section) or {}))
+
+    def value(name: str) -> Callable[[Mapping[str, Any]], float | None]:
+        plain = _number(name)
+
+        def of(record: Mapping[str, Any]) -> float | None:
+            if name not in (record.get(section) or {}):
+                return None
+            return plain(record[section]) if read is None else read(record, name)
+
+        return of
+
+    return {name: _by_epoch(arm.history, value(name)) for name in names}
+
+
+def _share(record: Mapping[str, Any], name: str) -> float | None:
+    parts = record["contributions"]
+    whole = math.fsum(abs(part) for part in parts.values())
+    return abs(parts[name]) / whole if whole else None
+
+
+def _draw_terms(axes: Any, curves: Mapping[str, _Curve]) -> None:
+    for number, (name, (epochs, values)) in enumerate(curves.items()):
+        style = ("-", "--", "-.", ":")[number % 4]
+        means = [math.fsum(v) / len(v) for v in values]
+        axes.plot(epochs, means, color=series(number), linestyle=style, label=short(name))
+    axes.xaxis.set_major_locator(ticker().MaxNLocator(integer=True, nbins=8))
+    axes.set_xlabel("epoch")
+    axes.tick_params(which="both", colors=MUTED, length=0)
+
+
+def _ends(curves: Mapping[str, _Curve]) -> str:
+    return ", ".join(f"{name} ends at {_means(curve)[-1]:.3g}" for name, curve in curves.items() if curve[1])
 
 
 def _number(key: str) -> Callable[[Mapping[str, Any]], float | None]:
@@ -128,8 +196,3 @@ def _number(key: str) -> Callable[[Mapping[str, Any]], float | None]:
         return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
     return read
-
-
-def _term(name: str) -> Callable[[Mapping[str, Any]], float | None]:
-    read = _number(name)
-    return lambda record: read(record.get("terms") or {})
