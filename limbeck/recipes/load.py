@@ -118,6 +118,7 @@ def _override(data: dict[str, Any], override: str) -> None:
     if isinstance(node, list):
         node[_position(node, last, override)] = value
     elif isinstance(node, dict):
+        node.pop({"method": "methods", "methods": "method"}.get(last, ""), None)
         node[last] = value
     else:
         raise RecipeError(f"'{override}' reaches into {node!r}, which has no keys")

@@ -6,7 +6,6 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -268,9 +267,12 @@ class TestRefusals:
             load_recipe({"data": "digits", "roles": {"student": "mlp"}, "method": "kd", "methods": ["kd"]})
 
 
-def test_recipe_lists_methods_and_names_them(tmp_path: Path) -> None:
+def test_recipe_lists_methods_and_names_them() -> None:
     recipe = load_recipe({"data": "digits", "roles": {"student": "mlp"}, "methods": ["kd", {"name": "at"}]})
     assert recipe.stages[0].method_name == "kd + at"
+    plain = {"data": "digits", "roles": {"student": "mlp"}, "method": "kd"}
+    assert load_recipe(plain, ["methods=[at, rkd]"]).stages[0].method_name == "at + rkd"
+    assert load_recipe(plain, ["methods=[at, rkd]", "method=dkd"]).stages[0].method_name == "dkd"
 
 
 def test_state_dict_holds_the_parts_of_every_member() -> None:
