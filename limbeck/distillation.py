@@ -107,7 +107,7 @@ def distill(
         kept_out = hold_out(source, holdout, "held", purpose="holdout")
         source = hold_out(source, holdout, "rest", purpose="holdout")
         size = min(settings.batch_size, len(kept_out))
-        apart = Loader(kept_out, (), batch_size=size, seed=seed, drop_last=True, **ranks)
+        apart = Loader(kept_out, (), batch_size=size, seed=seed, **ranks)
     loader = Loader(
         source,
         augment,

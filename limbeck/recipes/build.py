@@ -110,7 +110,7 @@ def build_data(
         kept_out = hold_out(train, spec.holdout, "held", purpose="holdout")
         train = hold_out(train, spec.holdout, "rest", purpose="holdout")
         size = min(train_settings.batch_size, len(kept_out))
-        apart = Loader(kept_out, (), batch_size=size, seed=seed, drop_last=True, normalize=spec.normalize, **ranks)
+        apart = Loader(kept_out, (), batch_size=size, seed=seed, normalize=spec.normalize, **ranks)
     loader = Loader(
         train, usual, batch_size=train_settings.batch_size, seed=seed, shuffle=shuffle,
         views=views, view_seed=view_seed, view_epochs=view_epochs,
