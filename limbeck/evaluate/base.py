@@ -30,7 +30,7 @@ Results = dict[str, Any]
 class Evaluation(Protocol):
     """Judges a subject. Registered with ``measures``, the numbers that tables show."""
 
-    def __call__(self, subject: Subject, **options: Any) -> Results:
+    def __call__(self, subject: Subject, *arguments: Any, **options: Any) -> Results:
         """Returns JSON-able numbers by name."""
 
 
@@ -100,20 +100,21 @@ class Subject:
         Raises:
             DataError: the loader is one of somebody's own, which does not tell.
         """
+        return self._own_loader().source
+
+    def _own_loader(self) -> Loader:
         if not isinstance(self.loader, Loader):
-            raise DataError("this needs the images before normalisation, which only limbeck's own loader gives")
-        return self.loader.source
+            raise DataError("this needs the samples before normalisation, which only limbeck's own loader gives")
+        return self.loader
 
     def shown(self, source: Source, augment: Sequence[Entry] = ()) -> Loader:
-        """Returns batches of another source, in order, shown as the test data are: scaled and normalised alike."""
-        assert isinstance(self.loader, Loader)
-        return Loader(
-            source,
-            augment,
-            batch_size=self.loader.batch_size,
-            shuffle=False,
-            normalize=bool(self.loader.pixel_scale.std),
-        )
+        """Returns batches of another source, in order, shown as the test data are: scaled and normalised alike.
+
+        Raises:
+            DataError: the test data's loader is one of somebody's own, which does not tell how it shows them.
+        """
+        own = self._own_loader()
+        return Loader(source, augment, batch_size=own.batch_size, shuffle=False, normalize=bool(own.pixel_scale.std))
 
     def predict(self, loader: Loader) -> Predictions:
         """Returns what the live models say about other data; a cached teacher knows nothing of it and is left out."""

@@ -1,4 +1,4 @@
-"""Cost: parameters, multiply-accumulate operations and bytes of the weights."""
+"""Cost: parameters, multiply-accumulate operations, bytes of the weights, and a proxy of the energy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from limbeck.errors import DataError
 from limbeck.evaluate.base import Results, Subject, evaluations
 from limbeck.evaluate.measure import Measure
 from limbeck.students.cost import cost_of
+
+# Picojoules in 45 nm CMOS: a 32-bit multiplication and addition, and 32 bits from DRAM.
+_MAC_PJ = 3.7 + 0.9
+_DRAM_PJ = 640.0
 
 
 @evaluations.register(
@@ -21,7 +25,13 @@ from limbeck.students.cost import cost_of
     ),
 )
 def cost(subject: Subject) -> Results:
-    """Returns ``parameters``, ``macs`` and ``weights_bytes``; of the teacher too where it is a live model."""
+    """Returns ``parameters``, ``macs``, ``weights_bytes`` and ``energy_mj``; of the teacher too where it is live.
+
+    ``energy_mj`` stands for the millijoules of one sample: every multiply-accumulate operation in 32 bits, and every
+    weight read once from memory, at the prices of a 45 nm chip. It is a proxy to rank models by, not a measurement;
+    activations, caches and the machine's own consumption are left out. Reference: Horowitz, "Computing's energy problem
+    (and what we can do about it)", ISSCC 2014.
+    """
     costs = {role: _cost(subject, role, model) for role, model in subject.modules.items()}
     student = costs.pop("student")
     return {**student, **costs}
@@ -34,7 +44,23 @@ def _cost(subject: Subject, role: str, model: nn.Module) -> Results:
             f"the cost of role '{role}' is counted for inputs that are one tensor, not {type(inputs).__name__}"
         )
     counted = cost_of(model, inputs.shape[1:])
-    return {"parameters": counted.parameters, "macs": counted.macs, "weights_bytes": weights_bytes(model)}
+    weights = weights_bytes(model)
+    return {
+        "parameters": counted.parameters,
+        "macs": counted.macs,
+        "weights_bytes": weights,
+        "energy_mj": energy_millijoules(counted.macs, weights),
+    }
+
+
+def energy_millijoules(macs: int, weight_bytes: int) -> float:
+    """Returns millijoules of one sample: its operations in 32 bits, and its weights read once from memory.
+
+    Example:
+        >>> energy_millijoules(1_000_000_000, 0)
+        4.6
+    """
+    return round((macs * _MAC_PJ + weight_bytes / 4 * _DRAM_PJ) * 1e-9, 9)
 
 
 def weights_bytes(model: nn.Module) -> int:

@@ -235,9 +235,8 @@ def test_colour_of_grey_pictures():
 
 def test_every_registered_augmentation_has_help_and_canonical_options():
     for entry in augmentations.entries():
-        required = (
-            {"size": 4} if entry.part.model_fields.get("size") and entry.part.model_fields["size"].is_required() else {}
-        )
+        examples = {"size": 4, "kind": "fog"}
+        required = {k: examples[k] for k, field in entry.part.model_fields.items() if field.is_required()}
         built = op(entry.name, **required)
         assert build_augmentations([built.options()])[0] == built
         assert "Args:" in (entry.part.__doc__ or "")

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from limbeck.data.adapt import as_source
+from limbeck.data.loader import Loader as OwnLoader
 from limbeck.errors import CheckpointError, DataError, LimbeckError, UnknownNameError
 from limbeck.evaluate import Measure, Predictions, Spread, evaluate, evaluations, measures, of_teacher, predict
 from limbeck.evaluate.latency import measure
@@ -224,12 +226,27 @@ def test_timing_alternates_between_models_and_stops_when_it_takes_long() -> None
     assert times["teacher"] == pytest.approx([0.5] * 20)
 
 
-def test_measures_of_every_evaluation_are_found_in_its_results(
-    loader: Loader, student: Network, teacher: Network
-) -> None:
-    names = list(evaluations)
-    results = evaluate(student, loader=loader, task=Classification(), teacher=teacher, names=names)
-    for entry in evaluations.entries():
+def test_measures_of_every_evaluation_of_images_are_found_in_its_results(student: Network, teacher: Network) -> None:
+    images = torch.rand(40, 1, 16, 16)
+    source = as_source((images, torch.arange(40) % CLASSES), split="test")
+    for network in (student, teacher):
+        network.head = nn.Linear(4 * 14 * 14, CLASSES)
+    options: dict[str, dict[str, object]] = {
+        "ood": {"data": "digits", "samples": 20},
+        "corruptions": {"severities": [1]},
+        "robustness_attacks": {"steps": 1, "samples": 8, "attacks": ["fgsm", "pgd", "cw", "apgd"], "apgd_steps": 2},
+    }
+    entries = [e for e in evaluations.entries() if e.about.get("task", "classification") == "classification"]
+    results = evaluate(
+        student,
+        loader=OwnLoader(source, (), batch_size=16, shuffle=False),
+        task=Classification(),
+        teacher=teacher,
+        names=[{"name": entry.name, **options.get(entry.name, {})} for entry in entries],
+        train=source,
+    )
+    assert json.loads(json.dumps(results, allow_nan=False)) == results
+    for entry in entries:
         assert entry.about["title"]
         for item in entry.about["measures"]:
             assert item.key.startswith(entry.name + ".")
@@ -237,6 +254,7 @@ def test_measures_of_every_evaluation_are_found_in_its_results(
     assert [m.key for m in measures({"method": "kd", "calibration": {}, "seed": 1})] == [
         "calibration.ece",
         "calibration.nll",
+        "calibration.scaled.ece",
     ]
     assert Measure("accuracy.top1", "").read(of_teacher(results)) == results["accuracy"]["teacher"]["top1"]
     assert Measure("accuracy.nothing", "").read(results) is None

@@ -109,7 +109,7 @@ def check_shape(shape: tuple[int, ...]) -> None:
 
 def levels(images: Tensor) -> Tensor:
     """Returns whole numbers from 0 to 255, as an image file holds them, of the type of ``images`` in [0, 1]."""
-    return images.clamp(0, 1).mul(255).round()
+    return images.clamp(0, 1).mul(255).add(0.5).floor()
 
 
 def every_value(shape: tuple[int, int, int]) -> int:

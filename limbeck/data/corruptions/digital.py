@@ -69,18 +69,19 @@ def _affine(images: Tensor, shifts: Tensor) -> Tensor:
 @corruption("pixelate", "digital")
 def pixelate(images: Tensor, numbers: Tensor, severity: Severity) -> Tensor:
     """Scales down by averaging over boxes and up again by repeating pixels."""
-    small = images
+    small = levels(images)
     for axis in (3, 2):
         side = images.shape[axis]
         small = _resized(small, box_matrix(side, int(side * _PIXELATE[severity - 1])), axis)
     for axis in (3, 2):
         small = _resized(small, box_matrix(small.shape[axis], images.shape[axis]), axis)
-    return small
+    return small / 255
 
 
 def _resized(images: Tensor, matrix: Tensor, axis: int) -> Tensor:
+    """Resizes an axis of pictures of whole levels; a mean half-way between two levels is rounded up."""
     resized = images @ matrix.T if axis == 3 else matrix @ images
-    return levels(resized) / 255
+    return (resized + 0.5 + 1e-9).floor()
 
 
 def box_matrix(side: int, target: int) -> Tensor:
