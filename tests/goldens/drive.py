@@ -26,7 +26,7 @@ def signals_of(features: Tensor, classes: int = 2) -> Signals:
 
 def built(method: Method, signals: Mapping[str, Signals], **facts: Any) -> Method:
     """Builds a method from signals, and makes it compute in float64."""
-    method.build(Setup(signals={role: s.detach() for role, s in signals.items()}, models={}, **facts))
+    method.build(Setup(signals={role: s.detach() for role, s in signals.items()}, **{"models": {}, **facts}))
     return method.double()
 
 

@@ -12,6 +12,7 @@ from goldens.logit import label_sets, suffixed
 from goldens.replay import Case, gradients, replays
 from limbeck.engine.alignment import Alignment
 from limbeck.functional.self_labels import target_values, zipf_labels
+from limbeck.functional.subclasses import SubclassProjections, class_log_probabilities, subclass_log_targets
 from limbeck.methods.base import Method, build_method
 from limbeck.schedules import Progress
 from limbeck.signals import Signals, Terms, as_term
@@ -112,3 +113,43 @@ def uskd(case: Case) -> dict[str, Tensor]:
 def _part(name: str, method: Method, terms: Terms) -> Tensor:
     """A term as the authors' code has it: the weak classifier's with its weight, the others without."""
     return total(method, terms, (name,)) if name == "weak" else as_term(terms[name]).mean()
+
+
+@replays("lelp")
+def lelp(case: Case) -> dict[str, Tensor]:
+    config, embeddings, labels = case.config, case.input("teacher_emb"), case.input("labels")
+    scores = case.input("student_sub_logits", requires_grad=True)
+    classes, rows = config["num_classes"], len(scores)
+    teacher = nn.Sequential(nn.Linear(embeddings.shape[1], classes))
+    case.load_into(teacher, {f"teacher_head.{p}": f"0.{p}" for p in ("weight", "bias")})
+    method = build_method("lelp", subclasses=config["S"], sharpness=config["beta"], temperature=config["temperature"])
+    said = Signals(logits=teacher(embeddings).detach(), features={"pooled": (embeddings,)})
+    student = nn.Sequential(nn.Linear(scores.shape[1], classes)).double()
+    ours = Signals(logits=student(scores), features={"pooled": (scores,)})
+    built(method, {"student": ours, "teacher": said}, models={"student": student, "teacher": teacher})
+    case.load_into(method, {"rotation": "rotation"})
+    as_identity(method.get_submodule("head"))
+    method.prepare(lambda: iter([(batch_of(labels), {"student": ours, "teacher": said})]))
+    first = said.map(lambda tensor: tensor[:rows])
+    loss = total(method, method(batch_of(labels[:rows]), student=ours, teacher=first))
+    fitted = {n: getattr(method, n) for n in ("means", "directions", "scale")}
+    target = subclass_log_targets(
+        first.logits, first.feature("pooled"), SubclassProjections(**fitted),
+        temperature=config["temperature"], sharpness=config["beta"],
+    )  # fmt: skip
+    return {
+        "out.class_means": fitted["means"],
+        "out.directions": fitted["directions"],
+        "out.scale": fitted["scale"],
+        "out.target": target.exp(),
+        "out.loss": loss,
+        "out.student_class_probs": class_log_probabilities(scores, classes).exp(),
+        **gradients(loss, {"student_sub_logits": scores}),
+    }
+
+
+def as_identity(head: nn.Module) -> None:
+    """Makes a square linear classifier give what it reads."""
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(len(head.weight)))
+        head.bias.zero_()
