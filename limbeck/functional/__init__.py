@@ -29,10 +29,27 @@ from limbeck.functional.feature_maps import (
     mean_squared_features,
 )
 from limbeck.functional.gradient_alignment import align_gradients
+from limbeck.functional.kernel_self_distillation import (
+    constant_weight_spectrum,
+    greedy_weights,
+    optimal_weight,
+    rbf_kernel,
+    self_distillation_limit,
+    self_distillation_path,
+    self_distillation_spectrum,
+    spectrum_limit,
+)
 from limbeck.functional.logit_transforms import LOGIT_TRANSFORMS, logit_transform, standardize
+from limbeck.functional.meta_distillation import (
+    anchored_step,
+    contraction,
+    meta_distillation_chain,
+    mix_log_probabilities,
+)
 from limbeck.functional.neuron_selectivity import neuron_selectivity
 from limbeck.functional.normalized import NormalizedKD, normalized_kd
 from limbeck.functional.plackett_luce import label_first_order, plackett_luce, plackett_luce_distillation
+from limbeck.functional.probability_error import probability_error
 from limbeck.functional.rank_correlation import kendall_tau, ranks, spearman_rho
 from limbeck.functional.reduction import Reduction, reduce
 from limbeck.functional.relations import (
@@ -61,6 +78,7 @@ __all__ = [
     "Reduction",
     "activation_pattern_score",
     "align_gradients",
+    "anchored_step",
     "attention_map",
     "attention_transfer",
     "batch_correlation",
@@ -71,11 +89,14 @@ __all__ = [
     "classifier_gradient",
     "confidence_weights",
     "consecutive_correlation",
+    "constant_weight_spectrum",
+    "contraction",
     "correlation_congruence",
     "cross_entropy",
     "decoupled_kl",
     "flow_matrix",
     "gaussian_feature_nll",
+    "greedy_weights",
     "hierarchical_context",
     "inter_class_distance",
     "intra_class_distance",
@@ -87,27 +108,36 @@ __all__ = [
     "logit_transform",
     "mean_squared_features",
     "memory_scores",
+    "meta_distillation_chain",
+    "mix_log_probabilities",
     "negative_part_mean",
     "neuron_selectivity",
     "noise_contrastive",
     "nontarget_cross_entropy",
     "normalized_kd",
+    "optimal_weight",
     "pairwise_distances",
     "partial_distance",
     "pearson",
     "plackett_luce",
     "plackett_luce_distillation",
     "probabilistic_transfer",
+    "probability_error",
     "ranks",
+    "rbf_kernel",
     "reduce",
     "relation_score",
     "relational_angle",
     "relational_distance",
+    "self_distillation_limit",
+    "self_distillation_path",
+    "self_distillation_spectrum",
     "semantic_score",
     "similarity_preserving",
     "sinkhorn_distance",
     "sinkhorn_plan",
     "spearman_rho",
+    "spectrum_limit",
     "standardize",
     "target_values",
     "tempered_log_softmax",

@@ -67,6 +67,7 @@ EXAMPLES = {
     "partial_distance": Example(MAPS, lambda: (torch.full((3,), -0.5),), **BOTH),
     "plackett_luce": Example([(B, C)], lambda: (torch.arange(C).expand(B, C),), constants=(), logits=True),
     "plackett_luce_distillation": Example(LOGITS, lambda: (torch.arange(B) % C,), logits=True),
+    "probability_error": Example([(B, C)], lambda: (torch.arange(B) % C,), constants=(), logits=True),
     "probabilistic_transfer": Example([(B, 4), (B, 7)]),
     "relational_angle": Example([(B, 4), (B, 7)]),
     "relational_distance": Example([(B, 4), (B, 7)]),

@@ -221,7 +221,8 @@ def bench(name: str, config: dict[str, Any] | None = None, *, init_seed: int = 0
             learners[role] = model = small_student(seed=1 + 10 * number, batch_norm=batch_norm).double()
             observers[role] = Observer(role, model, task, tap_groups(role, model, taps), views)
         else:
-            teacher = large_teacher(batch_norm=batch_norm, same_channels=method.same_channels).double()
+            seed = 2 if role == "teacher" else 2 + 10 * number  # frozen roles differ, or weights of theirs say nothing
+            teacher = large_teacher(seed, batch_norm=batch_norm, same_channels=method.same_channels).double()
             observers[role] = frozen[role] = FrozenTeacher(
                 role, teacher, task, tap_groups(role, teacher, taps), views,
                 batch_statistics=role in method.batch_statistics,
