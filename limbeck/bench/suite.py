@@ -43,7 +43,7 @@ class Suite(BaseModel):
 
     def _recipe(self, label: str, arm: dict[str, Any], seed: int) -> Recipe:
         data = copy.deepcopy(self.recipe)
-        if "method" not in arm and "stages" not in arm:
+        if not {"method", "methods", "stages"} & set(arm):
             data["method"] = {"name": label}
         for key, value in arm.items():
             inherited = data.get(key)
