@@ -199,9 +199,11 @@ def test_records_with_gaps_are_drawn_as_far_as_they_go() -> None:
         {"event": "something else"},
     )
     arm = Arm("KD", "distilled", ({"accuracy": {"top1": 0.4}},), (history,))
-    curves = accuracy_curves([arm], palette([arm]))
+    assert accuracy_curves([arm], palette([arm])) is None
+    longer = Arm("KD", "distilled", arm.results, ((*history, {"epoch": 3, "evaluation": {"accuracy": 0.5}}),))
+    curves = accuracy_curves([longer], palette([longer]))
     assert curves is not None
-    assert "KD ends at 40.0%" in curves.alt
+    assert "KD ends at 50.0%" in curves.alt
     losses = loss_curves(arm)
     assert losses is not None
     assert "ce ends at 1" in losses.alt
@@ -227,6 +229,14 @@ def test_contributions_and_gradients_of_terms() -> None:
     plain = Arm("KD", "distilled", ({},), (({"epoch": 0, "loss": 1.0, "terms": {"ce": 1.0}},),))
     assert contribution_curves(plain) is None
     assert gradient_curves(plain) is None
+
+
+def test_ticks_of_a_logarithmic_axis_are_numbers() -> None:
+    history = tuple({"epoch": n, "loss": 10.0**-n, "terms": {"ce": 10.0**-n}} for n in range(4))
+    figure = loss_curves(Arm("KD", "distilled", ({},), (history,)))
+    assert figure is not None
+    assert "mathdefault" not in figure.svg
+    assert ">0.01<" in figure.svg
 
 
 def test_arms_keep_their_look_and_kinds_differ_in_more_than_colour() -> None:

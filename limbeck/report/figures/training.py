@@ -39,7 +39,8 @@ def _by_epoch(
 def accuracy_curves(arms: Sequence[Arm], looks: Mapping[str, Look]) -> Figure | None:
     """Draws test accuracy against epoch; None where no arm was evaluated while it trained."""
     curves = {arm.name: _by_epoch(arm.history, epoch_accuracy) for arm in arms if arm.kind != "teacher"}
-    shown = [arm for arm in arms if curves.get(arm.name, ([], []))[0]][-_SHOWN:]
+    # One point is no curve, and the table has it.
+    shown = [arm for arm in arms if len(curves.get(arm.name, ([], []))[0]) > 1][-_SHOWN:]
     if not shown:
         return None
     drawing = Drawing("accuracy by epoch")
@@ -108,6 +109,9 @@ def loss_curves(arm: Arm) -> Figure | None:
         everything = [v for curve in curves.values() for values in curve[1] for v in values]
         if min(everything) > 0 and max(everything) / min(everything) > _MANY_DECADES:
             axes.set_yscale("log")
+            # Plain numbers: the drawing's letters are text, which shows no formulas.
+            axes.yaxis.set_major_formatter(ticker().FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(ticker().NullFormatter())
         axes.legend(loc="upper right")
     caption = "Means over the epoch, before weights; the weighted sum is what the optimizer saw."
     return Figure(f"Loss of {arm.name}", drawing.svg(), f"Line chart of loss terms by epoch: {_ends(curves)}.", caption)
