@@ -163,9 +163,22 @@ def reliability_curve(logits: Tensor, labels: Tensor, *, bins: int = 15) -> Reli
     Raises:
         ValueError: shapes do not fit, a label is out of range, or ``bins`` is not positive.
     """
+    return binned_confidence(*_confidence(logits, labels), bins=bins)
+
+
+def binned_confidence(confidence: Tensor, right: Tensor, *, bins: int = 15) -> ReliabilityCurve:
+    """Groups predictions by their confidence, and compares it with how often they are right.
+
+    Args:
+        confidence: ``[N]`` in [0, 1].
+        right: ``[N]`` 1 where a prediction is right and 0 elsewhere, like ``confidence`` in type.
+        bins: number of bins of equal width.
+
+    Raises:
+        ValueError: ``bins`` is not positive.
+    """
     if bins < 1:
         raise ValueError(f"bins should be at least 1, not {bins}")
-    confidence, right = _confidence(logits, labels)
     edges = torch.linspace(0, 1, bins + 1, dtype=confidence.dtype, device=confidence.device)
     where = torch.bucketize(confidence, edges[1:-1].contiguous())
     count = torch.bincount(where, minlength=bins)
@@ -191,7 +204,11 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, *, bins: int = 15
         >>> expected_calibration_error(sure_and_wrong, torch.tensor([1])).item()
         1.0
     """
-    curve = reliability_curve(logits, labels, bins=bins)
+    return calibration_gap(reliability_curve(logits, labels, bins=bins))
+
+
+def calibration_gap(curve: ReliabilityCurve) -> Tensor:
+    """Returns the mean distance of confidence and accuracy over the bins of a curve, weighted by their samples."""
     gap = (curve.accuracy - curve.confidence).abs().nan_to_num(0.0)
     return (gap * curve.samples).sum() / curve.samples.sum()
 

@@ -130,7 +130,7 @@ def kl_estimate(log_q: Tensor, log_p: Tensor, *, kind: Estimator = "k2") -> Tens
     """
     if kind not in get_args(Estimator):
         raise ValueError(f"unknown estimate '{kind}'; known: {', '.join(get_args(Estimator))}")
-    gap = log_p.detach() - log_q
+    gap = log_p.detach().to(log_q) - log_q
     if kind == "k1":
         return -gap
     if kind == "k2":
@@ -182,11 +182,11 @@ def policy_surrogate(
     """
     gap = torch.zeros_like(log_q)
     for log_anchor, weight in anchors:
-        gap = gap + weight * (log_q - log_anchor.detach())
+        gap = gap + weight * (log_q - log_anchor.detach().to(log_q))
     if log_weight is not None:
-        gap = gap + log_weight.detach()
+        gap = gap + log_weight.detach().to(log_q)
     ratio = gap.clamp(max=_LARGEST).exp()
-    merit = (advantage.unsqueeze(-1) if advantage.dim() == 1 else advantage).detach()
+    merit = (advantage.unsqueeze(-1) if advantage.dim() == 1 else advantage).detach().to(log_q)
     plain = ratio * merit
     if clip is None:
         return Surrogate(plain, ratio.detach(), torch.zeros_like(plain, dtype=torch.bool))

@@ -7,17 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from goldens.drive import total
 from goldens.replay import Case, gradients, replays
+from limbeck.functional.advantages import expected_advantage, sparse_advantage
 from limbeck.functional.divergence_registry import divergence
 from limbeck.functional.log_divergences import head_weight
 from limbeck.functional.loss_head import token_losses
+from limbeck.functional.metrics import binned_confidence, calibration_gap
 from limbeck.functional.policy import reward_to_go
 from limbeck.functional.sampled_targets import Draws, importance_weights
 from limbeck.functional.sequences import next_tokens
 from limbeck.functional.sparse_targets import top_k, top_k_loss
 from limbeck.functional.speculative import interleave
 from limbeck.methods.base import Method, build_method
+from limbeck.methods.sequence.adpa import SparseAdvantageLoss
 from limbeck.methods.sequence.base import token_log_probabilities
+from limbeck.methods.sequence.first import FIRST
 from limbeck.methods.sequence.taid import TAID
 from limbeck.schedules import Progress
 from limbeck.signals import Batch, Sampled, Signals, Term, TopK, as_term
@@ -249,3 +254,139 @@ def taid(case: Case) -> dict[str, Tensor]:
         rows["prev_loss"].append(method.previous.clone())
     results = {f"out.{name}": torch.stack(values) for name, values in rows.items()}
     return results | {"out.loss_ce": results["out.prev_loss"], "grad.student_logits": torch.stack(found)}
+
+
+@replays("FIRST: top-k trustworthy distillation and calibration metrics")
+def first(case: Case) -> dict[str, Tensor]:
+    config, mask = case.config, case.input("mask")
+    student, teacher = case.input("student_logits", requires_grad=True), case.input("teacher_logits")
+    batch = token_batch(torch.zeros_like(mask), mask)
+    signals = {"student": Signals(logits=student), "teacher": Signals(logits=teacher)}
+    results: dict[str, Tensor] = {}
+    for title, calibration in (
+        ("raw_renorm", "none"),
+        ("label_smoothing", "label_smoothing"),
+        ("temperature_on_probs", "probability_temperature"),
+        ("temperature_on_logits", "logit_temperature"),
+    ):
+        method = build_method(
+            "first",
+            k=config["top_k"],
+            calibration=calibration,
+            temperature=config["temperature_c"],
+            smoothing=config["label_smoothing_delta"],
+            eps=config["norm_epsilon"],
+        )
+        assert isinstance(method, FIRST)
+        logprobs, indices = method.kept(signals["teacher"])
+        loss = term(method, "kd", batch, **signals).mean()
+        results[f"out.loss.{title}"] = loss
+        results[f"out.target.{title}"] = method.target(logprobs)
+        results[f"grad.student_logits.{title}"] = gradients(loss, {"student_logits": student})["grad.student_logits"]
+    return results | {
+        "out.topk_ids": indices,
+        "out.topk_probs": logprobs.exp(),
+        "out.topk_mass": logprobs.exp().sum(-1),
+        "out.student_topk_probs": student.softmax(-1).gather(-1, indices),
+        **_calibration(case.input("confidence"), case.input("correct"), config["ece_bins"]),
+    }
+
+
+def _calibration(confidence: Tensor, correct: Tensor, bins: int) -> dict[str, Tensor]:
+    right = correct.to(confidence.dtype)
+    curve = binned_confidence(confidence, right, bins=bins)
+    gap = calibration_gap(curve)
+    columns = (curve.samples.to(confidence.dtype), curve.accuracy, curve.confidence)
+    return {
+        "out.ece": gap,
+        "out.accuracy": right.mean(),
+        "out.trust_score": right.mean() - gap,
+        "out.ece_bins": torch.stack(columns, -1).nan_to_num(0.0),
+    }
+
+
+@replays("REDI objective")
+def redi(case: Case) -> dict[str, Tensor]:
+    config = case.config
+    leaves = {name: case.input(name, requires_grad=True) for name in ("chosen_logits", "rejected_logits")}
+    other = token_batch(case.input("rejected_labels"))
+    batch = token_batch(case.input("chosen_labels"), rejected_labels=other["labels"], rejected_mask=other["mask"])
+    student = Signals(logits=leaves["chosen_logits"], views={"rejected": Signals(logits=leaves["rejected_logits"])})
+
+    def parts(fade: float) -> dict[str, Tensor]:
+        terms = build_method("redi", fade=fade)(batch, student=student)
+        return {name: as_term(value).values for name, value in terms.items()}
+
+    plain = parts(0.0)
+    used = parts(config["neg_weighting_gamma"] if config["use_neg_weighting"] else 0.0)
+    each = config["chosen_coef"] * used["chosen"] + config["alpha"] * used["rejected"]
+    right, wrong = -plain["chosen"], plain["rejected"]
+    return {
+        "out.chosen_logp_mean": right,
+        "out.rejected_logp_mean": wrong,
+        "out.per_example": each,
+        "out.loss": each.mean(),
+        "out.loss_symmetric": (wrong - right).mean(),
+        "out.loss_simpo_b2_g1": -torch.nn.functional.logsigmoid(2 * (right - wrong) - 1).mean(),
+        **gradients(each.mean(), leaves),
+    }
+
+
+@replays("ADPA / DCKD")
+def adpa(case: Case) -> dict[str, Tensor]:
+    config = case.config
+    leaves = {name: case.input(name, requires_grad=True) for name in ("student_w", "student_l", "student_y")}
+    rejected, sampled = token_batch(case.input("labels_l")), token_batch(case.input("labels_y"))
+    batch = token_batch(
+        case.input("labels_w"),
+        rejected_labels=rejected["labels"],
+        rejected_mask=rejected["mask"],
+        sampled_labels=sampled["labels"],
+        sampled_mask=sampled["mask"],
+    )
+
+    def seen(default: Tensor, **views: Tensor) -> Signals:
+        return Signals(logits=default, views={name: Signals(logits=v) for name, v in views.items()})
+
+    student = seen(leaves["student_w"], rejected=leaves["student_l"], sampled=leaves["student_y"])
+    aligned = seen(case.input("teacher_w"), rejected=case.input("teacher_l"), sampled=case.input("dpo_y"))
+    reference = seen(case.input("teacher_w"), sampled=case.input("ref_y"))
+    dckd, method = build_method("dckd", alpha=config["dckd_alpha"]), build_method("adpa", gamma=config["adpa_gamma"])
+    first = dckd(batch, student=student, teacher=aligned)
+    second = method(batch, student=student, teacher=aligned, reference=reference)
+    dual, guided = total(dckd, first), total(method, second)
+    results = {
+        "out.ce": as_term(first["ce"]).mean(),
+        "out.kl_w": as_term(first["chosen"]).mean(),
+        "out.kl_l": as_term(first["rejected"]).mean(),
+        "out.loss_dckd": dual,
+        "out.advantage": case.input("dpo_y").log_softmax(-1) - case.input("ref_y").log_softmax(-1),
+        "out.token_value": -as_term(second["advantage"]).values,
+        "out.value": -as_term(second["advantage"]).mean(),
+        "out.loss_adpa": guided,
+        **_sparse_values(case, leaves["student_y"], sampled["mask"]),
+    }
+    for title, loss, names in (
+        ("dckd", dual, ("student_w", "student_l")),
+        ("adpa", guided, ("student_w", "student_y")),
+    ):
+        found = gradients(loss, {name: leaves[name] for name in names})
+        results |= {f"{name}.{title}": value for name, value in found.items()}
+    return results
+
+
+def _sparse_values(case: Case, student: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    kept, other = (top_k(case.input(name), case.config["sparse_top_k"]) for name in ("dpo_y", "ref_y"))
+    found = sparse_advantage(kept.logprobs, kept.indices, other.logprobs, other.indices)
+
+    losses = {"advantage": SparseAdvantageLoss(*found)}
+    value = -token_losses(student.detach(), losses, mask=mask)["advantage"].sum() / mask.sum()
+    # The authors' loader takes advantages for probabilities and cuts them, also those of classes that were not kept.
+    cut = torch.zeros_like(student).scatter(-1, found.indices, found.values).clamp(1e-8, 1 - 1e-8)
+
+    return {
+        "out.sparse_indices": found.indices,
+        "out.sparse_margins": found.values,
+        "out.sparse_value": value,
+        "out.sparse_value_clamped": expected_advantage(student.log_softmax(-1), cut)[mask].mean(),
+    }

@@ -124,7 +124,9 @@ class Bench:
     def batch(self, rows: int = ROWS, *, start: int = 0) -> Batch:
         """A batch with the views, and the inputs of transforms, that the method needs."""
         if isinstance(self.method, SequenceMethod):
-            return sequence_batch(SAMPLES, slice(start, start + rows), views=self.method.needs.views)
+            every = sequence_batch(SAMPLES, slice(start, start + rows), views=self.method.needs.views)
+            read = {"inputs", "index", "views", "epoch", *self.method.needs.batch}
+            return Batch((key, value) for key, value in every.items() if key in read)
         batch = make_batch(rows, start=start, views=self.method.needs.views)
         if self.method.needs.holdout == "batches":
             batch["holdout"] = make_holdout()

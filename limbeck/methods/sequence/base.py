@@ -13,6 +13,7 @@ from limbeck.errors import NeedsError, RecipeError
 from limbeck.functional.divergence_registry import Divergence, divergence
 from limbeck.functional.loss_head import projected_token_losses, token_losses
 from limbeck.functional.output_layer import project
+from limbeck.functional.reduction import widened
 from limbeck.functional.sampled_targets import SampledLoss
 from limbeck.functional.sequences import sequence_means
 from limbeck.functional.sparse_targets import Reading, top_k_loss
@@ -120,12 +121,14 @@ def token_log_probabilities(signals: Signals, labels: Tensor, mask: Tensor) -> T
 
 
 def whole_logits(signals: Signals, role: str) -> Tensor:
-    """Returns ``[B, T, V]`` logits, made of hidden states where need be.
+    """Returns ``[B, T, V]`` logits, made of hidden states where need be, float32 or better.
 
     Raises:
         NeedsError: the role gives neither.
     """
-    return signals.hidden.logits() if signals.hidden is not None else _logits(signals, role)
+    if signals.hidden is not None:
+        return signals.hidden.map(widened).logits()
+    return widened(_logits(signals, role))
 
 
 def target_loss(
