@@ -38,6 +38,14 @@ class CacheError(LimbeckError, ValueError):
     """A cache is corrupt or was written for something else."""
 
 
+class RemoteError(LimbeckError, RuntimeError):
+    """A server refuses a request, or does not answer as it should."""
+
+
+class CostLimitError(LimbeckError, RuntimeError):
+    """What may be spent on a server is spent."""
+
+
 class CheckpointError(LimbeckError, ValueError):
     """A checkpoint or weight file is corrupt, foreign or hostile."""
 

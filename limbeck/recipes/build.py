@@ -14,6 +14,7 @@ from torch import nn
 from limbeck import streams
 from limbeck.data.load import Split, load_data
 from limbeck.data.loader import Loader
+from limbeck.data.partly_labelled import keep_labels
 from limbeck.data.source import Source
 from limbeck.data.subsets import hold_out
 from limbeck.engine import distributed
@@ -111,8 +112,11 @@ def build_data(
         train = hold_out(train, spec.holdout, "rest", purpose="holdout")
         size = min(train_settings.batch_size, len(kept_out))
         apart = Loader(kept_out, (), batch_size=size, seed=seed, normalize=spec.normalize, **ranks)
+    if spec.labelled is not None:
+        train = keep_labels(train, spec.labelled)
     loader = Loader(
         train, usual, batch_size=train_settings.batch_size, seed=seed, shuffle=shuffle,
+        labelled_per_batch=spec.labelled_per_batch if shuffle else None,
         views=views, view_seed=view_seed, view_epochs=view_epochs,
         **ranks, **common,
     )  # fmt: skip
@@ -389,6 +393,8 @@ class RoleBuilder:
 
     def build(self, name: str, spec: RoleSpec) -> Role:
         """Returns a role: a model, or what gives its signals."""
+        if spec.from_role is not None or spec.remote is not None:
+            raise RecipeError(f"roles.{name}: 'from' and 'remote' are for language models, not for {self.stage.task}")
         if spec.cache is not None:
             return Role(provider=self._cache(spec.cache))
         if spec.ensemble is not None:

@@ -14,6 +14,7 @@ from limbeck import streams
 from limbeck.data.text import TextLoader, TextSource, load_text, load_tokenizer
 from limbeck.data.text.source import divide_options
 from limbeck.engine import distributed
+from limbeck.engine.roles import Role
 from limbeck.errors import RecipeError, UnknownNameError, suggest
 from limbeck.recipes.build import RoleBuilder, StageData, make_method, make_task
 from limbeck.recipes.schema import DataSpec, Recipe, RoleSpec, StageSpec
@@ -90,10 +91,13 @@ class LanguageRoles(RoleBuilder):
 
     def build(self, name: str, spec: RoleSpec) -> Any:
         """Returns a role; a student that is cut from another role's model is made here."""
+        if spec.remote is not None:
+            from limbeck.teachers.remote.provider import remote_teacher
+
+            assert isinstance(self.data.loader, TextLoader)
+            return Role(provider=remote_teacher(spec.remote, self.data.loader))
         if spec.from_role is None:
             return super().build(name, spec)
-        from limbeck.engine.roles import Role
-
         return Role(model=self._cut(name, spec), taps=spec.taps, precision=spec.precision)
 
     def _cut(self, name: str, spec: RoleSpec) -> nn.Module:

@@ -182,7 +182,7 @@ def _conclude(recipe: Recipe, built: BuiltStage, folder: RunFolder | None) -> No
     if built.text:
         from limbeck.export.pretrained import save_pretrained
 
-        save_pretrained(student, built.data.train.tokenizer, folder.path / "student")
+        save_pretrained(student, built.data.train.tokenizer, folder.path / "student")  # type: ignore[attr-defined]
     folder.write_json("results.json", results)
 
 

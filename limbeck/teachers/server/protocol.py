@@ -92,7 +92,8 @@ class Protocol:
         count = 16 if asked.max_tokens is None else asked.max_tokens
         if not count and not asked.echo:
             raise RecipeError("the request: max_tokens is 0 and echo is false, so there is nothing to answer")
-        choices, written = [], 0
+        choices: list[dict[str, Any]] = []
+        written = 0
         for ids in prompts:
             for number in range(asked.n):
                 found = self._scored(asked, ids, top, count, number)

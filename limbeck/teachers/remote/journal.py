@@ -1,0 +1,149 @@
+"""Answers that were paid, kept before they are used: a kill loses none, and none is paid twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from limbeck.errors import CacheError
+from limbeck.storage import folder_lock, is_full
+
+FILE = "answers.jsonl"
+
+
+class Journal:
+    """A file to which every answer is added, with a checksum, before anybody sees it.
+
+    A line is on the disk when :meth:`keep` returns. A line that a kill cut off is removed when the journal is opened
+    again; its request is then sent again under the same idempotency key, by which a server that knows such keys does
+    not charge twice.
+
+    Args:
+        folder: where the journal is; made when absent.
+
+    Raises:
+        CacheError: another process uses it, it cannot be written, or a line in its middle is damaged.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with Journal(folder) as journal:
+        ...         journal.keep("question", {"text": "answer"}, {"prompt_tokens": 3})
+        ...     with Journal(folder) as journal:
+        ...         journal.find("question")
+        {'text': 'answer'}
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder) / FILE
+        self._open = ExitStack()
+        self._turn = threading.Lock()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._open.enter_context(folder_lock(self.path.parent, ".journal-lock"))
+            self._places, self._usages = self._read()
+            # Both stay open as long as the journal, which closes them.
+            self._file = self._open.enter_context(open(self.path, "ab"))  # noqa: SIM115
+            self._reader = self._open.enter_context(open(self.path, "rb"))  # noqa: SIM115
+        except BlockingIOError:
+            raise CacheError(
+                f"another process uses the journal '{self.path.parent}'; wait for it, or name another in remote.journal"
+            ) from None
+        except OSError as error:
+            raise CacheError(f"the journal '{self.path}' cannot be used: {error.strerror or error}") from None
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the journal free for other processes."""
+        self._open.close()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
+    def usages(self) -> Iterator[dict[str, Any]]:
+        """Yields the usage of every answer there is."""
+        yield from self._usages
+
+    def find(self, key: str) -> Any:
+        """Returns the answer to a request, None where it was never answered."""
+        place = self._places.get(key)
+        if place is None:
+            return None
+        with self._turn:
+            self._reader.seek(place)
+            line = self._reader.readline()
+        return _parsed(line)["answer"]
+
+    def keep(self, key: str, answer: Any, usage: dict[str, Any]) -> None:
+        """Writes an answer to the disk.
+
+        Raises:
+            CacheError: the disk is full; what was written before is kept.
+        """
+        record = {"key": key, "usage": usage, "answer": answer}
+        text = json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
+        line = b"%08x %s\n" % (zlib.crc32(text), text)
+        with self._turn:
+            place = self._file.seek(0, os.SEEK_END)
+            try:
+                self._file.write(line)
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                os.truncate(self.path, place)
+                what = "the disk is full" if is_full(error) else str(error.strerror or error)
+                raise CacheError(
+                    f"the journal '{self.path}' could not be written: {what}; earlier answers are kept"
+                ) from None
+            self._places[key] = place
+            self._usages.append(usage)
+
+    def _read(self) -> tuple[dict[str, int], list[dict[str, Any]]]:
+        """Returns where every answer is, after removing a last line that was cut off."""
+        places: dict[str, int] = {}
+        usages: list[dict[str, Any]] = []
+        if not self.path.exists():
+            return places, usages
+        start = 0
+        with open(self.path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                record = _parsed(line) if line.endswith(b"\n") else None
+                if record is None:
+                    if file.read(1):
+                        raise CacheError(
+                            f"line {number} of the journal '{self.path}' is damaged; remove that line, its answer will "
+                            "be asked for again"
+                        )
+                    break
+                places[str(record["key"])] = start
+                usages.append(record["usage"])
+                start += len(line)
+        if start < self.path.stat().st_size:
+            os.truncate(self.path, start)
+        return places, usages
+
+
+def _parsed(line: bytes) -> Any:
+    """Returns the record of a line; None where it is damaged."""
+    checksum, _, text = line.rstrip(b"\n").partition(b" ")
+    try:
+        if int(checksum, 16) != zlib.crc32(text):
+            return None
+        record = json.loads(text)
+        return record if isinstance(record, dict) and {"key", "usage", "answer"} <= record.keys() else None
+    except ValueError:
+        return None
