@@ -1,8 +1,8 @@
 """Writes the pages of the documentation into ``build/docs``, from which ``zensical build`` makes the site.
 
 Pages written by hand lie beside this file; ``<!-- insert: NAME -->`` in them stands for what is generated from the
-registries, the docstrings, the schema of recipes and the shipped results. ``--readme`` brings the table of methods in
-README.md up to date instead.
+registries, the docstrings, the schema of recipes and the shipped results. ``--readme`` brings the tables in README.md
+up to date instead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from generators import api, command, comparisons, methods, papers, parts, recipes
 from generators.navigation import summary
-from generators.readme import home, with_method_table
+from generators.readme import home, with_tables
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -41,12 +41,12 @@ _INSERT = re.compile(r"<!-- insert: (\w+) -->")
 
 
 def main() -> None:
-    """Writes the pages, or the README's table."""
+    """Writes the pages, or the README's tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--readme", action="store_true", help="bring the table of methods in README.md up to date")
+    parser.add_argument("--readme", action="store_true", help="bring the tables in README.md up to date")
     if parser.parse_args().readme:
         readme = ROOT / "README.md"
-        readme.write_text(with_method_table(readme.read_text("utf-8")), "utf-8")
+        readme.write_text(with_tables(readme.read_text("utf-8")), "utf-8")
         return
     write_pages(OUT)
     print(f"wrote {sum(1 for _ in OUT.rglob('*.md'))} pages into {OUT.relative_to(ROOT)}")

@@ -2,22 +2,76 @@
 
 from __future__ import annotations
 
-from limbeck.bench.table import shipped_results, summarise
-from limbeck.report.explanation import Measured
+from collections.abc import Mapping, Sequence
 
+from limbeck.bench.page import findings
+from limbeck.bench.table import Row, Summary, apart, shipped_results, summarise
+from limbeck.report.explanation import REFERENCE_ARMS, Measured
+
+from .markup import table
 from .methods import measured_table
+
+_BEST = 3
 
 
 def comparisons() -> str:
-    """Returns a table a shipped comparison, best arm first."""
-    parts = []
-    for suite, rows in shipped_results().items():
+    """Returns what all shipped comparisons say side by side, then a table of each, best arm first."""
+    results = shipped_results()
+    if not results:
+        return "No comparison is shipped yet."
+    parts = [f"## What wins where\n\n{_side_by_side(results)}"]
+    for suite, rows in results.items():
+        summaries = summarise(rows)
         first = rows[0]
-        whole = Measured(
-            suite, first.data, first.teacher, first.student, first.epochs, first.split, tuple(summarise(rows))
-        )
+        whole = Measured(suite, first.data, first.teacher, first.student, first.epochs, first.split, tuple(summaries))
         machine = ", ".join(dict.fromkeys(row.processor for row in rows))
+        said = "\n".join(f"- {finding}" for finding in findings(summaries))
         parts.append(
-            f"## `{suite}`\n\n{measured_table(whole)}\nMeasured on: {machine}. `limbeck bench {suite}` runs it again."
+            f"## `{suite}`\n\n{said}\n\n{measured_table(whole)}\nMeasured on: {machine}. "
+            f"`limbeck bench {suite}` runs it again; `limbeck explain METHOD` names the recipe of one row."
         )
-    return "\n\n".join(parts) or "No comparison is shipped yet."
+    return "\n\n".join(parts)
+
+
+def _side_by_side(results: Mapping[str, Sequence[Row]]) -> str:
+    """Returns the gain over no distillation of every arm in every comparison, best mean gain first."""
+    by_suite = {suite: {s.arm: s for s in summarise(rows)} for suite, rows in results.items()}
+    arms = dict.fromkeys(arm for summaries in by_suite.values() for arm in summaries)
+    shown = [arm for arm in arms if arm != "none"]
+
+    def mean_gain(arm: str) -> float:
+        gains = [100 * s[arm].gain for s in by_suite.values() if arm in s]
+        return sum(gains) / len(gains)
+
+    rows = [
+        [arm, *(_gain(s[arm], s["none"]) if arm in s else "" for s in by_suite.values())]
+        for arm in sorted(shown, key=mean_gain, reverse=True)
+    ]
+    head = ["Arm", *(f"`{suite}`" for suite in by_suite)]
+    note = (
+        "Gain over the student without distillation of the same seed, in percentage points, mean over seeds. Bold: "
+        "better by more than two standard errors of the difference; in italics: worse by as much; the others cannot be "
+        "told from no distillation."
+    )
+    return f"{note}\n\n{table(head, rows, right=range(1, len(head)))}"
+
+
+def _gain(arm: Summary, alone: Summary) -> str:
+    mark = {1: "**", -1: "*", 0: ""}[apart(arm, alone)]
+    return f"{mark}{100 * arm.gain:+.2f}{mark}"
+
+
+def accuracy_table() -> str:
+    """Returns accuracies of the reference arms and the best others of each comparison, for the README."""
+    by_suite = {suite: {s.arm: s for s in summarise(rows)} for suite, rows in shipped_results().items()}
+    best = [arm for summaries in by_suite.values() for arm in list(summaries)[:_BEST]]
+    arms = dict.fromkeys([*REFERENCE_ARMS, *best])
+    rows = []
+    for arm in arms:
+        cells = []
+        for summaries in by_suite.values():
+            found = summaries.get(arm)
+            mark = "**" if found is not None and found is next(iter(summaries.values())) else ""
+            cells.append(f"{mark}{100 * found.mean:.2f} ± {100 * found.spread:.2f} %{mark}" if found else "")
+        rows.append([{"none": "no distillation", "label_smoothing": "label smoothing"}.get(arm, arm), *cells])
+    return table(["", *(f"`{suite}`" for suite in by_suite)], rows, right=range(1, len(by_suite) + 1))

@@ -9,7 +9,16 @@ from . import api
 from .methods import families, family_title
 
 # Guides in reading order; any other comes after them, by name.
-_FIRST_GUIDES = ("first_run", "own_method", "own_model", "teacher_cache", "resume", "distributed", "adapters")
+_FIRST_GUIDES = (
+    "first_run",
+    "own_method",
+    "own_model",
+    "teacher_cache",
+    "resume",
+    "distributed",
+    "adapters",
+    "performance",
+)
 
 
 def summary(out: Path) -> str:

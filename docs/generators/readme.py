@@ -1,4 +1,4 @@
-"""The README's table of methods, and the README as the home page."""
+"""The README's tables, and the README as the home page."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import re
 
 from limbeck.report.explanation import explain
 
+from .comparisons import accuracy_table
 from .markup import table
 from .methods import families, family_title
 
 BEGIN, END = "<!-- methods: begin (written by docs/build.py --readme) -->", "<!-- methods: end -->"
-_BETWEEN = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+RESULTS_BEGIN, RESULTS_END = "<!-- results: begin (written by docs/build.py --readme) -->", "<!-- results: end -->"
 # Where the files that the README names are on the site.
 _MOVED = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 
@@ -26,16 +27,18 @@ def _linked(name: str) -> str:
     return f"[`{name}`]({method.link}) {method.year}" if method.link else f"`{name}`"
 
 
-def with_method_table(text: str) -> str:
-    """Returns the README with its table of methods up to date.
+def with_tables(text: str) -> str:
+    """Returns the README with its tables of methods and of results up to date.
 
     Raises:
-        ValueError: the README has no place for the table.
+        ValueError: the README has no place for a table.
     """
-    filled, count = _BETWEEN.subn(lambda _: f"{BEGIN}\n{family_table()}{END}", text)
-    if count != 1:
-        raise ValueError(f"README.md should hold the lines '{BEGIN}' and '{END}' once")
-    return filled
+    for begin, end, made in ((BEGIN, END, family_table()), (RESULTS_BEGIN, RESULTS_END, accuracy_table())):
+        between = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        text, count = between.subn(lambda _, begin=begin, end=end, made=made: f"{begin}\n{made}{end}", text)
+        if count != 1:
+            raise ValueError(f"README.md should hold the lines '{begin}' and '{end}' once")
+    return text
 
 
 def home(text: str) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from limbeck.bench.table import Row, Summary, summarise
+from limbeck.bench.table import Row, Summary, apart, summarise
 from limbeck.engine.checkpoint import write_atomically
 from limbeck.evaluate import measures
 from limbeck.report.arms import Arm, kind_of, ordered
@@ -53,8 +53,8 @@ def findings(summaries: Sequence[Summary]) -> list[str]:
         if base not in by_arm:
             continue
         others = [s for s in summaries if s.arm != base]
-        better = [s.arm for s in others if _apart(s, by_arm[base]) > 0]
-        worse = [s.arm for s in others if _apart(s, by_arm[base]) < 0]
+        better = [s.arm for s in others if apart(s, by_arm[base]) > 0]
+        worse = [s.arm for s in others if apart(s, by_arm[base]) < 0]
         title = "the student without distillation" if base == "none" else "plain KD"
         said.append(
             f"Against {title} ({_percent(by_arm[base].mean, by_arm[base].spread)}): {_named(better)} better "
@@ -62,13 +62,6 @@ def findings(summaries: Sequence[Summary]) -> list[str]:
             "the other arms cannot be told from it."
         )
     return said
-
-
-def _apart(one: Summary, other: Summary) -> float:
-    """The difference of two means where it exceeds two standard errors, else 0."""
-    error = math.sqrt(one.spread**2 / one.seeds + other.spread**2 / other.seeds)
-    difference = one.mean - other.mean
-    return difference if abs(difference) > 2 * error else 0.0
 
 
 def _named(arms: Sequence[str]) -> str:

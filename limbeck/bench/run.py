@@ -84,8 +84,29 @@ def run_recipes(
     """
     from limbeck.report.progress import ProgressBar
 
+    with ProgressBar("runs") as bar, worker_processes(workers) as pool:
+        jobs: dict[Future[str], str] = {}
+        # Seed by seed, so that an interrupted comparison holds whole seeds.
+        for label, seed in sorted(recipes, key=lambda key: key[1]):
+            job = pool.submit(run_one, as_plain(recipes[label, seed]), str(run_folder(folder, label, seed)), trust)
+            jobs[job] = f"{label}-seed{seed}"
+        try:
+            for done, job in enumerate(as_completed(jobs), 1):
+                bar.update(done, len(jobs))
+                yield jobs[job], job.result()
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@contextlib.contextmanager
+def worker_processes(workers: int | None = None) -> Iterator[ProcessPoolExecutor]:
+    """Gives processes for runs: one thread each, and none outlives this process.
+
+    Args:
+        workers: number of processes; one a core when None.
+    """
     with (
-        ProgressBar("runs") as bar,
         _one_thread_each(),
         # Spawned, not forked: a forked PyTorch may hang on the locks of its parent's threads.
         ProcessPoolExecutor(
@@ -95,18 +116,7 @@ def run_recipes(
             initargs=(os.getpid(),),
         ) as pool,
     ):
-        jobs: dict[Future[str], str] = {}
-        # Seed by seed, so that an interrupted comparison holds whole seeds.
-        for label, seed in sorted(recipes, key=lambda key: key[1]):
-            job = pool.submit(_run_one, as_plain(recipes[label, seed]), str(run_folder(folder, label, seed)), trust)
-            jobs[job] = f"{label}-seed{seed}"
-        try:
-            for done, job in enumerate(as_completed(jobs), 1):
-                bar.update(done, len(jobs))
-                yield jobs[job], job.result()
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        yield pool
 
 
 @contextlib.contextmanager
@@ -134,8 +144,14 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _run_one(recipe: dict[str, object], folder: str, trust: bool) -> str:
-    """Runs one arm with one seed in this process; returns what went wrong, or an empty string."""
+def run_one(recipe: dict[str, object], folder: str, trust: bool) -> str:
+    """Runs a recipe in this process; returns what went wrong, or an empty string.
+
+    Args:
+        recipe: a resolved recipe as plain data.
+        folder: the run folder; an interrupted run in it continues.
+        trust: allow models that run the code they name.
+    """
     from limbeck.recipes.run import run_recipe
 
     try:

@@ -133,6 +133,13 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
     return sorted(summaries, key=lambda s: -s.mean)
 
 
+def apart(one: Summary, other: Summary) -> int:
+    """Returns 1 where ``one`` is better by more than two standard errors of the difference, -1 where worse, else 0."""
+    error = math.sqrt(one.spread**2 / one.seeds + other.spread**2 / other.seeds)
+    difference = one.mean - other.mean
+    return (difference > 2 * error) - (difference < -2 * error)
+
+
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """Writes rows to a CSV file."""
     with open(path, "w", newline="") as file:

@@ -133,4 +133,4 @@ def test_docstring_markup_becomes_markdown() -> None:
 
 def test_the_readme_lists_every_method() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
-    assert readme.with_method_table(text) == text, "run `python docs/build.py --readme`"
+    assert readme.with_tables(text) == text, "run `python docs/build.py --readme`"
