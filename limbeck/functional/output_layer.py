@@ -165,8 +165,12 @@ class LayerArithmetic:
         return None if found is None else found.addmm_(reduced_derivative, low.to(derivative.dtype))
 
 
+@torch.no_grad()
 def project(states: Tensor, head: OutputLayer) -> Tensor:
-    """Returns the logits ``[..., V]`` of hidden states ``[..., D]`` over the true vocabulary, float32 or better."""
+    """Returns logits ``[..., V]`` of hidden states ``[..., D]``, over the true vocabulary and without a graph.
+
+    They are float32 or better.
+    """
     flat = states.reshape(-1, states.shape[-1])
     layer = LayerArithmetic(head)
     return layer.logits(flat, layer.tensors())[0].reshape(*states.shape[:-1], layer.classes)

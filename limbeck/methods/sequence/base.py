@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -236,3 +237,35 @@ def on_policy_rows(batch: Batch, mask: Tensor) -> Tensor:
     """
     rows = batch.get("on_policy")
     return mask.bool() if rows is None else mask.bool() & ~rows.bool().unsqueeze(-1)
+
+
+def aligned_teacher(batch: Batch, teacher: Signals) -> Signals:
+    """Returns a teacher's signals at the student's positions, where its prompt is another one.
+
+    ``teacher_mask`` ``[B, T']`` says where the teacher predicts the tokens that ``mask`` ``[B, T]`` counts for the
+    student, in the same order. Without it, both see the same sequences.
+
+    Raises:
+        NeedsError: a sample has another number of such tokens on each side.
+    """
+    theirs = batch.get("teacher_mask")
+    if theirs is None:
+        return teacher
+    ours, flags = batch["mask"].bool(), theirs.bool()
+    if not torch.equal(ours.sum(-1), flags.sum(-1)):
+        bad = batch["index"][ours.sum(-1) != flags.sum(-1)][:5].tolist()
+        raise NeedsError(f"samples {bad} have other numbers of tokens to compare for the teacher than for the student")
+
+    def moved(tensor: Tensor) -> Tensor:
+        placed = tensor.new_zeros(*ours.shape, *tensor.shape[2:])
+        placed[ours] = tensor[flags].detach()
+        return placed
+
+    hidden = teacher.hidden
+    return Signals(
+        logits=None if teacher.logits is None else moved(teacher.logits),
+        logprobs=None if teacher.logprobs is None else moved(teacher.logprobs),
+        topk=None if teacher.topk is None else teacher.topk.map(moved),
+        sampled=None if teacher.sampled is None else teacher.sampled.map(moved),
+        hidden=None if hidden is None else replace(hidden, states=moved(hidden.states)),
+    )

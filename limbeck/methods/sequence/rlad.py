@@ -53,7 +53,9 @@ class RLAD(SequenceMethod):
         self.average = average
         entries = {"labels", "mask", "advantage"} | ({"reference_logprobs"} if reference_weight else set())
         self.needs = Needs(student={STUDENT}, teacher={TOKEN_LOGPROBS}, batch=entries)
-        self.weights = {"policy": 1.0} | ({"reference": reference_weight} if reference_weight else {})
+        self.weights = {"policy": 1.0}
+        if reference_weight:
+            self.weights["reference"] = reference_weight
 
     def forward(self, batch: Batch, student: Signals, teacher: Signals) -> Terms:
         """Returns ``policy`` and, with a weight, ``reference``."""
