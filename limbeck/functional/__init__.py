@@ -29,6 +29,7 @@ from limbeck.functional.feature_maps import (
     mean_squared_features,
 )
 from limbeck.functional.gradient_alignment import align_gradients
+from limbeck.functional.head_mixture import mixed_log_probabilities, search_mixture
 from limbeck.functional.kernel_self_distillation import (
     constant_weight_spectrum,
     greedy_weights,
@@ -63,6 +64,8 @@ from limbeck.functional.relations import (
 )
 from limbeck.functional.self_labels import nontarget_cross_entropy, target_values, zipf_labels
 from limbeck.functional.sinkhorn import sinkhorn_distance, sinkhorn_plan
+from limbeck.functional.sparse_labels import sparse_cross_entropy, spread_rest
+from limbeck.functional.subclasses import class_log_probabilities, fit_subclasses, subclass_kl, subclass_log_targets
 from limbeck.functional.training_free import (
     activation_pattern_score,
     class_correlation_distance,
@@ -86,6 +89,7 @@ __all__ = [
     "binary_kl_norm",
     "class_correlation",
     "class_correlation_distance",
+    "class_log_probabilities",
     "classifier_gradient",
     "confidence_weights",
     "consecutive_correlation",
@@ -94,6 +98,7 @@ __all__ = [
     "correlation_congruence",
     "cross_entropy",
     "decoupled_kl",
+    "fit_subclasses",
     "flow_matrix",
     "gaussian_feature_nll",
     "greedy_weights",
@@ -110,6 +115,7 @@ __all__ = [
     "memory_scores",
     "meta_distillation_chain",
     "mix_log_probabilities",
+    "mixed_log_probabilities",
     "negative_part_mean",
     "neuron_selectivity",
     "noise_contrastive",
@@ -129,6 +135,7 @@ __all__ = [
     "relation_score",
     "relational_angle",
     "relational_distance",
+    "search_mixture",
     "self_distillation_limit",
     "self_distillation_path",
     "self_distillation_spectrum",
@@ -136,9 +143,13 @@ __all__ = [
     "similarity_preserving",
     "sinkhorn_distance",
     "sinkhorn_plan",
+    "sparse_cross_entropy",
     "spearman_rho",
     "spectrum_limit",
+    "spread_rest",
     "standardize",
+    "subclass_kl",
+    "subclass_log_targets",
     "target_values",
     "tempered_log_softmax",
     "zipf_labels",

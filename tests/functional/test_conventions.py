@@ -67,12 +67,16 @@ EXAMPLES = {
     "partial_distance": Example(MAPS, lambda: (torch.full((3,), -0.5),), **BOTH),
     "plackett_luce": Example([(B, C)], lambda: (torch.arange(C).expand(B, C),), constants=(), logits=True),
     "plackett_luce_distillation": Example(LOGITS, lambda: (torch.arange(B) % C,), logits=True),
+    "sparse_cross_entropy": Example(
+        [(B, C)], lambda: (torch.arange(2 * B).reshape(B, 2) % C, torch.full((B, 2), 0.3)), constants=(), logits=True
+    ),
     "probability_error": Example([(B, C)], lambda: (torch.arange(B) % C,), constants=(), logits=True),
     "probabilistic_transfer": Example([(B, 4), (B, 7)]),
     "relational_angle": Example([(B, 4), (B, 7)]),
     "relational_distance": Example([(B, 4), (B, 7)]),
     "similarity_preserving": Example([(B, 4), (B, 7)]),
     "sinkhorn_distance": Example(LOGITS, logits=True, coupled=True),
+    "subclass_kl": Example(LOGITS, logits=True),
 }
 NAMES = sorted(EXAMPLES)
 MASKED = [
