@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +24,25 @@ def _optimizer_classes() -> dict[str, type[torch.optim.Optimizer]]:
     }
     # LBFGS wants a closure and SparseAdam sparse gradients: neither fits a stage.
     return {n: c for n, c in classes.items() if n not in ("optimizer", "lbfgs", "sparseadam")}
+
+
+def player_settings(
+    players: Collection[str], settings: TrainSettings, usual: Mapping[str, Mapping[str, Any]]
+) -> dict[str, TrainSettings]:
+    """Returns the settings of each player: those of the stage, changed by the method's and by the recipe's for it.
+
+    Args:
+        players: their names.
+        settings: of the stage.
+        usual: what the method changes for each.
+
+    Raises:
+        RecipeError: ``settings`` name a player that is not there, or an entry is unknown or out of its range.
+    """
+    unknown = [who for who in settings.players if who not in players]
+    if unknown:
+        raise RecipeError(f"train.players: there is no player '{unknown[0]}'. {suggest(unknown[0], players)}")
+    return {who: settings.of_player(who, usual.get(who, {})) for who in players}
 
 
 def build_optimizer(parameters: list[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:

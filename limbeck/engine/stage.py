@@ -15,15 +15,15 @@ from limbeck.engine.epoch_metrics import EpochMetrics
 from limbeck.engine.gradients import Gradients
 from limbeck.engine.holdout import holdout_for
 from limbeck.engine.interruption import Interrupted, StopRequest
-from limbeck.engine.optimization import build_optimizer, learning_rate
+from limbeck.engine.optimization import build_optimizer, learning_rate, player_settings
 from limbeck.engine.preflight import dry_run, fit
 from limbeck.engine.reporter import Reporter
 from limbeck.engine.roles import Role, make_observers
 from limbeck.engine.run_folder import RunFolder
 from limbeck.engine.settings import TrainSettings
 from limbeck.engine.step import Step, Transform, apply_transforms
-from limbeck.engine.term_gradients import TermGradients
-from limbeck.errors import DataError, RecipeError, suggest
+from limbeck.engine.term_gradients import watch_for
+from limbeck.errors import DataError, RecipeError
 from limbeck.methods.base import Method, Observed, Passes, Setup
 from limbeck.schedules import Progress
 from limbeck.signals import Batch, Signals, Terms
@@ -123,7 +123,7 @@ class Stage:
         loss = torch.compile(method.forward) if settings.compile_loss else None
         self._plain_step = Step(method, self.learners, self.observers, loss)
         self._blueprint: sharding.Blueprint | None = None
-        self.watch = self._make_watch(sharded)
+        self.watch = watch_for(settings, method, self.learners, sharded=sharded)
         self._make_players(self._plain_step)
         self.metrics = EpochMetrics()
 
@@ -174,10 +174,7 @@ class Stage:
     def _make_players(self, step: nn.Module) -> None:
         """Gives each player its optimizer, for a step that may be wrapped for several processes."""
         players = self.method.players(self.learners)
-        self._settings_of = {who: self.settings.of_player(who, self.method.optimizers.get(who, {})) for who in players}
-        unknown = [who for who in self.settings.players if who not in players]
-        if unknown:
-            raise RecipeError(f"train.players: there is no player '{unknown[0]}'. {suggest(unknown[0], players)}")
+        self._settings_of = player_settings(players, self.settings, self.method.optimizers)
         self.optimizers = {
             who: build_optimizer(own, self._settings_of[who]) for who, (own, _) in players.items() if own
         }
@@ -185,26 +182,6 @@ class Stage:
             raise RecipeError("nothing trains: no learner has a parameter that requires a gradient")
         self._players = players
         self._gradients = Gradients(step, self.method, players, self.settings.micro_batches, self.watch)
-
-    def _make_watch(self, sharded: bool) -> TermGradients | None:
-        """Returns what measures the gradients of terms, where the settings ask for it."""
-        balance, every = self.settings.balance, self.settings.gradient_metrics
-        if balance is None and not every:
-            return None
-        if sharded:
-            raise RecipeError(
-                "gradients of single terms need the student in one place; set train.sharding to ddp, or remove "
-                "train.balance and train.gradient_metrics"
-            )
-        if balance is not None and (len(self.method.players(self.learners)) > 1 or self.method.yielding()):
-            raise RecipeError(
-                f"{type(self.method).__name__} does not minimise one sum of its terms, so train.balance has nothing to "
-                "balance; remove it"
-            )
-        for name in balance.shares if balance is not None else ():
-            if name not in self.method.weights:
-                raise RecipeError(f"train.balance.shares names no term '{name}'. {suggest(name, self.method.weights)}")
-        return TermGradients(list(self.learners["student"].parameters()), balance.every if balance else every, balance)
 
     def _distribute(self) -> None:
         """Divides the work over the processes, when there are several."""

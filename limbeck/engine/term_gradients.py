@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.engine import distributed
-from limbeck.engine.settings import Balance
+from limbeck.engine.settings import Balance, TrainSettings
+from limbeck.errors import RecipeError, suggest
+from limbeck.methods.base import Method
 from limbeck.schedules import Progress, Weight, weight_at
 
 
@@ -105,6 +107,34 @@ class TermGradients:
         """Takes over what :meth:`state_dict` returned."""
         self._lengths, self._sums = dict(state["lengths"]), dict(state["sums"])
         self._measured = int(state["measured"])
+
+
+def watch_for(
+    settings: TrainSettings, method: Method, learners: Mapping[str, nn.Module], *, sharded: bool
+) -> TermGradients | None:
+    """Returns what measures the gradients of terms, where the settings ask for it.
+
+    Raises:
+        RecipeError: the student is sharded, the method does not minimise one sum of its terms, or a share is of no
+            term.
+    """
+    balance, every = settings.balance, settings.gradient_metrics
+    if balance is None and not every:
+        return None
+    if sharded:
+        raise RecipeError(
+            "gradients of single terms need the student in one place; set train.sharding to ddp, or remove "
+            "train.balance and train.gradient_metrics"
+        )
+    if balance is not None and (len(method.players(learners)) > 1 or method.yielding()):
+        raise RecipeError(
+            f"{type(method).__name__} does not minimise one sum of its terms, so train.balance has nothing to "
+            "balance; remove it"
+        )
+    for name in balance.shares if balance is not None else ():
+        if name not in method.weights:
+            raise RecipeError(f"train.balance.shares names no term '{name}'. {suggest(name, method.weights)}")
+    return TermGradients(list(learners["student"].parameters()), balance.every if balance else every, balance)
 
 
 def _follow(first: Weight, own: Weight, factor: float) -> Callable[[Progress], float]:
