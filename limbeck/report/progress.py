@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from limbeck.evaluate.paired import Paired
     from limbeck.recipes.check import Checked
     from limbeck.recipes.run import FinishedRun
+    from limbeck.recommend import Recommendation
+    from limbeck.tuning import Tuned
 
 _SECONDS_BETWEEN_UPDATES = 0.1
+_TRIALS_SHOWN = 10
 
 
 def _bar(console: Console) -> Progress:
@@ -145,6 +148,44 @@ def show_paired(folder: Path, against: Path, found: Paired) -> None:
         soft_wrap=True,
     )
     console.print(found.verdict, soft_wrap=True)
+
+
+def show_recommendation(found: Recommendation) -> None:
+    """Prints what is proposed, on what evidence, and what the evidence does not cover."""
+    console = Console()
+    for number, proposal in enumerate(found.proposals, 1):
+        console.print(f"{number}. {proposal.name}, {proposal.role}", style="bold", highlight=False)
+        for reason in proposal.reasons:
+            console.print(f"   {reason}", soft_wrap=True, highlight=False)
+        if proposal.path is not None:
+            console.print(f"   limbeck run {proposal.path}", soft_wrap=True, highlight=False)
+    console.print("What this does not rest on:", style="bold")
+    for gap in found.gaps:
+        console.print(f"   {gap}", soft_wrap=True, highlight=False)
+    for arm, reason in found.refused.items():
+        console.print(f"   {arm} was passed over: {reason}", soft_wrap=True, highlight=False, markup=False)
+
+
+def show_tuned(found: Tuned) -> None:
+    """Prints the trials of a search, best first, and how far the best is above the recipe as it was."""
+    names = list(dict.fromkeys(name for trial in found.trials for name in trial.values))
+    table = Table(title=f"{len(found.trials)} trials, {found.goal} on {found.samples} held-out samples")
+    for heading in ("trial", *names, found.goal):
+        table.add_column(heading, justify="right")
+    ranked = sorted(found.trials, key=lambda t: (t.value != t.value, -t.value if found.goal == "accuracy" else t.value))
+    for trial in ranked[:_TRIALS_SHOWN]:
+        values = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in (trial.values.get(n, "") for n in names)]
+        label = f"{trial.number} (as it was)" if trial.number == 0 else str(trial.number)
+        table.add_row(label, *values, f"{trial.value:.4f}" if trial.value == trial.value else "failed")
+    console = Console()
+    console.print(table)
+    noise = f"; the standard error of one accuracy is {found.noise:.4f}" if found.noise == found.noise else ""
+    console.print(
+        f"the best is {found.gain:.4f} better than the recipe as it was{noise}. "
+        f"The best of many trials flatters itself: run it with several seeds\nlimbeck run {found.recipe}",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 def show_check(checked: Checked) -> None:
