@@ -101,6 +101,7 @@ def make_stage(
         folder=folder,
         seed=5,
         reporter=reporter,
+        holdout=TinyLoader((4, 4)) if method.needs.holdout else None,
     )
     for module in method.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

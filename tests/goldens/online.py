@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from goldens.drive import batch_of, total
 from goldens.replay import Case, gradients, replays
 from limbeck.functional.balanced_divergences import certainty_weights, entropy
+from limbeck.functional.classification import cross_entropy
 from limbeck.functional.divergences import kl
-from limbeck.methods.base import build_method
+from limbeck.functional.influence import hessian_vector_product, influence_weights
+from limbeck.methods.base import Passes, Setup, build_method
+from limbeck.methods.logit.kd_aif import KDAIF
+from limbeck.schedules import Progress
 from limbeck.signals import Signals, as_term
 
 Results = dict[str, Any]
@@ -49,3 +55,53 @@ def balanced_divergences(case: Case) -> Results:
         **gradients(losses[0], {"student_logits": student}),
         **gradients(losses[1], {"teacher_logits": peer}),
     }
+
+
+@replays("kd-aif")
+def influence(case: Case) -> Results:
+    """A linear student without bias, whose features are its inputs."""
+    config, weight = case.config, case.input("student_weight")
+    teacher, held = case.input("teacher_logits"), case.input("labels_val")
+    train, val = ({"inputs": case.input(name)} for name in ("x_train", "x_val"))
+    classes, width = weight.shape
+    student = _linear(weight)
+    said = {
+        part: Signals(logits=entry["inputs"] @ weight.T, features={"pooled": (entry["inputs"],)})
+        for part, entry in (("train", train), ("val", val))
+    }
+    method = build_method("kd_aif", temperature=config["temperature"], damping=config["damping"])
+    assert isinstance(method, KDAIF)
+    labels = torch.arange(len(teacher)) % classes
+    method.build(Setup(signals={}, models={"student": student}, labels=labels))
+    method.double()
+    batch = batch_of(labels)
+    signals = {"student": said["train"], "teacher": Signals(logits=teacher)}
+    passes = Passes(lambda: iter([(batch, signals)]), lambda: iter([(batch_of(held), {"student": said["val"]})]))
+    method.refresh(Progress(1, 1, 1), passes)
+    scores = method.helpfulness
+
+    rows = lambda w: kl(train["inputs"] @ w.T, teacher, temperature=config["temperature"], reduction="none")  # noqa: E731
+    unit = torch.eye(classes * width, dtype=torch.float64).unflatten(1, (classes, width))
+    products = [hessian_vector_product(lambda w: rows(w).mean(), [weight], [v])[0].flatten() for v in unit]
+    free = weight.clone().requires_grad_()
+    each = [torch.autograd.grad(row, free, retain_graph=True)[0].flatten() for row in rows(free)]
+    held_loss = cross_entropy(val["inputs"] @ free.T, held)
+    return {
+        "out.hessian": torch.stack(products),
+        "out.grad_val": torch.autograd.grad(held_loss, free)[0].flatten(),
+        "out.grads_train": torch.stack(each),
+        "out.influence_up_loss": -scores,
+        "out.helpfulness": scores,
+        "out.weights_exp_minmax": method.sample_weights,
+        "out.weights_sigmoid_z": influence_weights(scores, form="sigmoid"),
+        "out.weights_exp_minmax_raw_sign": influence_weights(-scores),
+        "out.loss_weighted": total(method, method(batch, **signals)),
+    }
+
+
+def _linear(weight: Tensor) -> nn.Module:
+    """A linear model without bias that says where its classifier is."""
+    head = nn.Linear(weight.shape[1], weight.shape[0], bias=False).double()
+    with torch.no_grad():
+        head.weight.copy_(weight)
+    return nn.Sequential(OrderedDict(head=head))
