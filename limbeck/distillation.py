@@ -45,6 +45,7 @@ def distill(
     method: MethodLike = "kd",
     evaluate_on: Any = None,
     holdout: float = 0.0,
+    labelled_per_batch: int | None = None,
     evaluations: Sequence[str] = ("accuracy", "agreement", "calibration"),
     task: str = "classification",
     augment: Sequence[Mapping[str, Any]] = (),
@@ -68,6 +69,8 @@ def distill(
             :class:`~limbeck.methods.base.Method` of your own.
         evaluate_on: test data, in the forms of ``train_set``.
         holdout: part of ``train_set`` kept out of training, for methods that judge the student while it trains.
+        labelled_per_batch: how many samples of every batch have a label, where those of some samples are
+            :data:`~limbeck.signals.UNLABELLED`; as it happens when None.
         evaluations: what to measure on it.
         task: how models are run.
         augment: augmentation of the training data, as in a recipe; none by default.
@@ -115,6 +118,7 @@ def distill(
         seed=seed,
         views=views or {},
         workers=settings.workers,
+        labelled_per_batch=labelled_per_batch,
         **ranks,
     )
     held = None

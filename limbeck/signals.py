@@ -25,6 +25,10 @@ def _map(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
+UNLABELLED = -100
+"""The label of a sample, or of a position, whose label is not known or not to be learnt."""
+
+
 class Batch(dict[str, Any]):
     """A mapping of tensors whose first dimension is the sample.
 
@@ -33,7 +37,9 @@ class Batch(dict[str, Any]):
     - ``inputs``: what every role sees unless it has an entry of its own, for images ``[B, C, H, W]``;
     - ``<role>_inputs`` (for example ``teacher_inputs``): what one role sees instead;
     - ``views``: a dict of further views of the same samples by name (for example ``strong``), each like ``inputs``;
-    - ``labels``: ``[B]`` class indices;
+    - ``labels``: ``[B]`` class indices; :data:`UNLABELLED` where a sample's is not known;
+    - ``labelled_mask`` and ``unlabelled_mask``: ``[B]`` bool, which samples have a label and which have not; there only
+      where the data is labelled in part;
     - ``index``: ``[B]`` stable sample ids, always there: memory banks, caches and sample weights need them;
     - ``mask``: which positions count, where a task has positions;
     - ``epoch``: a plain int, for streams of random numbers.

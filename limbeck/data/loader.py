@@ -12,11 +12,12 @@ from torch import Tensor
 from limbeck import streams
 from limbeck.data.augment.base import Entry
 from limbeck.data.hashing import fingerprint, with_position
+from limbeck.data.orders import PairedOrder
 from limbeck.data.pixel_scale import PixelScale
 from limbeck.data.source import Source
 from limbeck.data.views import STATIC, View
 from limbeck.errors import DataError, LimbeckError, RecipeError
-from limbeck.signals import Batch
+from limbeck.signals import UNLABELLED, Batch
 
 Recipe = Sequence[Entry]
 
@@ -36,6 +37,8 @@ class Loader:
         seed: seed of the order, and of augmentation where ``view_seed`` is None.
         shuffle: whether to permute; samples come in their own order otherwise.
         drop_last: leave out the last batch of an epoch where it is smaller.
+        labelled_per_batch: how many samples of a batch have a label, where the data is labelled in part: an epoch then
+            shows every unlabelled sample once, and the labelled ones as often as that takes. None leaves it to chance.
         workers: processes that decode samples; ignored where they lie in memory.
         views: recipes of further views by name; they are independent of each other and come as ``batch["views"]``.
         role_views: recipes of what single roles see, by role; they come as ``<role>_inputs`` and share the random
@@ -73,6 +76,7 @@ class Loader:
         seed: int = 0,
         shuffle: bool = True,
         drop_last: bool = False,
+        labelled_per_batch: int | None = None,
         workers: int = 0,
         views: Mapping[str, Recipe] | None = None,
         role_views: Mapping[str, Recipe] | None = None,
@@ -91,12 +95,18 @@ class Loader:
         self.input_shape = self._view.input_shape
         self._batch_size, self._seed, self._shuffle, self._drop_last = batch_size, seed, shuffle, drop_last
         self._view_seed, self._view_epochs = seed if view_seed is None else view_seed, view_epochs
+        labels = source.labels()
+        self._partly_labelled = labels is not None and bool((labels == UNLABELLED).any())
+        self._paired: PairedOrder | None = None
+        if labelled_per_batch is not None:
+            labelled = np.zeros(len(source), bool) if labels is None else (labels != UNLABELLED).numpy()
+            self._paired = PairedOrder(labelled, batch_size, labelled_per_batch, seed)
         self._workers = 0 if source.in_memory else workers
         self._rank, self._world_size = rank, world_size
         self._check_sizes()
 
     def _check_sizes(self) -> None:
-        count = len(self.source)
+        count = self._shown
         if self._batch_size < 1:
             raise RecipeError(f"batch_size = {self._batch_size}: give at least 1")
         if self._view_epochs is not None and self._view_epochs < 1:
@@ -131,11 +141,18 @@ class Loader:
     @property
     def steps_per_epoch(self) -> int:
         """Number of batches an epoch."""
-        whole, rest = divmod(len(self.source), self._batch_size)
+        whole, rest = divmod(self._shown, self._batch_size)
         return whole + (rest > 0 and not self._drop_last)
+
+    @property
+    def _shown(self) -> int:
+        """Number of samples an epoch shows, repetitions included."""
+        return len(self.source) if self._paired is None else len(self._paired)
 
     def order(self, epoch: int) -> np.ndarray:
         """Returns the numbers of all samples in the order of ``epoch``, those of a dropped last batch included."""
+        if self._paired is not None:
+            return self._paired.order(epoch)
         if not self._shuffle:
             return np.arange(len(self.source))
         return streams.permutation(self._seed, "order", epoch, len(self.source))
@@ -193,6 +210,9 @@ class Loader:
         batch = Batch(inputs=see(self._view))
         if "labels" in samples:
             batch["labels"] = samples["labels"]
+        if self._partly_labelled:
+            batch["labelled_mask"] = samples["labels"] != UNLABELLED
+            batch["unlabelled_mask"] = ~batch["labelled_mask"]
         batch["index"] = torch.from_numpy(index)
         batch["epoch"] = epoch
         for role, view in self._role_views.items():

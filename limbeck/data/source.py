@@ -13,6 +13,7 @@ from torch import Tensor
 from limbeck.errors import DataError
 from limbeck.hyperparameters import validated
 from limbeck.registry import Registry
+from limbeck.signals import UNLABELLED
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Source(Protocol):
         """
 
     def labels(self) -> Tensor | None:
-        """Label of every sample ``[N]``, or None where there are none."""
+        """Label of every sample ``[N]``, ``UNLABELLED`` where it is not known; None where there are none at all."""
 
     def content_hashes(self) -> np.ndarray:
         """A 64-bit hash of every sample's content ``[N]`` uint64.
@@ -118,7 +119,7 @@ def check_labels(labels: Tensor, count: int, num_classes: int, name: str) -> Ten
             "sample"
         )
     labels = labels.to(torch.int64)
-    wrong = ((labels < 0) | (labels >= num_classes)).nonzero()[:, 0]
+    wrong = (((labels < 0) | (labels >= num_classes)) & (labels != UNLABELLED)).nonzero()[:, 0]
     if len(wrong):
         where, what = wrong[:5].tolist(), sorted(set(labels[wrong[:1000]].tolist()))[:5]
         raise DataError(

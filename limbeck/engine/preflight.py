@@ -64,6 +64,11 @@ def dry_run(method: Method, batch: Batch, observers: Mapping[str, Callable[[Batc
     for key in method.needs.batch:
         if key not in batch:
             raise NeedsError(f"the method needs '{key}' in the batch, but the data gives only {sorted(batch)}")
+    if "labelled_mask" in batch and not method.semi_supervised:
+        raise NeedsError(
+            f"{type(method).__name__} learns nothing from samples without a label, but the data is labelled in part; "
+            "use a method that does, such as dho, kd or sinkd, or leave out the samples without a label"
+        )
     for view in method.needs.views:
         if view not in batch.get("views", {}):
             raise NeedsError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from limbeck.hyperparameters import validated
 from limbeck.registry import Registry
 from limbeck.schedules import Progress, Weight
-from limbeck.signals import Batch, Signals, Terms
+from limbeck.signals import Batch, Signals, Term, Terms
 
 methods: Registry[type[Method]] = Registry("method", "limbeck.methods")
 
@@ -115,6 +115,8 @@ class Method(nn.Module):
     """Whether the loss depends on the order of the samples in a batch."""
     same_channels: ClassVar[bool] = False
     """Whether student and teacher must have the same channels at every tap."""
+    semi_supervised: ClassVar[bool] = False
+    """Whether samples without a label are of use; data that is labelled in part is refused otherwise."""
     extends_student: ClassVar[bool] = False
     """Whether :meth:`finish` returns more than the student: parts of the method or of the teacher beside it."""
     refreshes: bool = False
@@ -190,6 +192,15 @@ class Method(nn.Module):
         return student
 
 
+def label_loss(logits: Tensor, batch: Batch) -> Term | Tensor:
+    """Returns the cross-entropy of class scores ``[B, C]`` with the batch's labels, of the samples that have one."""
+    from limbeck.functional.classification import cross_entropy
+
+    labelled = batch.get("labelled_mask")
+    values = cross_entropy(logits, batch["labels"], mask=labelled, reduction="none")
+    return values if labelled is None else Term(values, labelled)
+
+
 class LogitMethod(Method):
     """Base of methods that compare logits: cross-entropy on raw logits beside a distillation loss.
 
@@ -210,15 +221,12 @@ class LogitMethod(Method):
 
     def forward(self, batch: Batch, student: Signals, teacher: Signals) -> Terms:
         """Returns ``ce`` and the distillation terms."""
-        from limbeck.functional.classification import cross_entropy
-
         assert student.logits is not None
         assert teacher.logits is not None
-        labels = batch["labels"]
         transform = self.logit_transform
         return {
-            "ce": cross_entropy(student.logits, labels, reduction="none"),
-            **self.distill(transform(student.logits), transform(teacher.logits), labels),
+            "ce": label_loss(student.logits, batch),
+            **self.distill(transform(student.logits), transform(teacher.logits), batch["labels"]),
         }
 
 
@@ -236,13 +244,8 @@ class FeatureMethod(Method):
 
     def forward(self, batch: Batch, student: Signals, teacher: Signals) -> Terms:
         """Returns ``ce`` and the distillation terms."""
-        from limbeck.functional.classification import cross_entropy
-
         assert student.logits is not None
-        return {
-            "ce": cross_entropy(student.logits, batch["labels"], reduction="none"),
-            **self.distill(batch, student, teacher.detach()),
-        }
+        return {"ce": label_loss(student.logits, batch), **self.distill(batch, student, teacher.detach())}
 
 
 def _identity(logits: Tensor) -> Tensor:

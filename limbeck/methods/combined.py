@@ -50,6 +50,7 @@ class Combined(Method):
             "batch_statistics": tuple(dict.fromkeys(role for m in every for role in m.batch_statistics)),
             "same_channels": any(m.same_channels for m in every),
             "extends_student": any(m.extends_student for m in every),
+            "semi_supervised": all(m.semi_supervised for m in every),
             "refreshes": any(m.refreshes for m in every),
             "optimizers": {who: settings for m in reversed(every) for who, settings in m.optimizers.items()},
         }.items():

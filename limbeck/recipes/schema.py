@@ -88,6 +88,14 @@ class DataSpec(_Strict):
     holdout: Fraction = Field(
         0.0, description="part of the training data kept out, for methods that judge the student while it trains"
     )
+    labelled: Count | Fraction | None = Field(
+        None,
+        description="keep the labels of so many training samples, or of such a part; the others are unlabelled, for "
+        "semi-supervised methods",
+    )
+    labelled_per_batch: Count | None = Field(
+        None, description="how many samples of every training batch are labelled ones; as it happens when absent"
+    )
     augment: tuple[str | dict[str, Any], ...] | None = Field(
         None, description="augmentation; the data set's usual one when absent, [] for none"
     )

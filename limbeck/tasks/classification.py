@@ -31,7 +31,8 @@ class Classification:
         if labels is None:
             raise DataError("classification needs labels, but the data set gives none")
         if num_classes is not None and not labels.is_floating_point():
-            bad = (labels < 0) | (labels >= num_classes)
+            known = batch.get("labelled_mask", torch.ones_like(labels, dtype=torch.bool))
+            bad = ((labels < 0) | (labels >= num_classes)) & known
             if bool(bad.any()):
                 where = batch["index"][bad][:5].tolist()
                 what = torch.unique(labels[bad])[:5].tolist()

@@ -43,6 +43,8 @@ class _Mixing(Transform):
         labels = batch.get("labels")
         if labels is None or not self.num_classes:
             raise DataError(f"{self.purpose} mixes labels, but the data set gives none")
+        if "labelled_mask" in batch:
+            raise DataError(f"{self.purpose} mixes labels, but the data is labelled in part; remove the transform")
         numbers = batch["index"].cpu().numpy()
         epoch = int(batch.get("epoch", 0))
         # The first sample's number makes the batches of an epoch differ.

@@ -76,7 +76,7 @@ EXAMPLES = {
     "relational_distance": Example([(B, 4), (B, 7)]),
     "similarity_preserving": Example([(B, 4), (B, 7)]),
     "sinkhorn_distance": Example(LOGITS, logits=True, coupled=True),
-    "subclass_kl": Example(LOGITS, logits=True),
+    "subclass_kl": Example(LOGITS),
 }
 NAMES = sorted(EXAMPLES)
 MASKED = [

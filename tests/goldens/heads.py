@@ -11,11 +11,13 @@ from goldens.drive import batch_of, built, total
 from goldens.logit import label_sets, suffixed
 from goldens.replay import Case, gradients, replays
 from limbeck.engine.alignment import Alignment
+from limbeck.functional.head_mixture import mixed_log_probabilities
 from limbeck.functional.self_labels import target_values, zipf_labels
 from limbeck.functional.subclasses import SubclassProjections, class_log_probabilities, subclass_log_targets
-from limbeck.methods.base import Method, build_method
+from limbeck.methods.base import Method, Passes, build_method
+from limbeck.methods.logit.dho import DHO
 from limbeck.schedules import Progress
-from limbeck.signals import Signals, Terms, as_term
+from limbeck.signals import UNLABELLED, Signals, Terms, as_term
 
 START = Progress(0, 1, 1)
 
@@ -153,3 +155,44 @@ def as_identity(head: nn.Module) -> None:
     with torch.no_grad():
         head.weight.copy_(torch.eye(len(head.weight)))
         head.bias.zero_()
+
+
+@replays("dho")
+def dho(case: Case) -> dict[str, Any]:
+    config = case.config
+    leaves = {n: case.input(n, True) for n in ("labeled_ce_logits", "labeled_kd_logits", "unlabeled_kd_logits")}
+    own, second, third = leaves.values()
+    labels = torch.cat([case.input("labels"), torch.full((len(third),), UNLABELLED)])
+    batch = batch_of(labels, labelled_mask=labels != UNLABELLED, unlabelled_mask=labels == UNLABELLED)
+    student = _said(torch.cat([own, torch.zeros_like(third)]), torch.cat([second, third]))
+    teacher = Signals(logits=torch.cat([case.input(f"teacher_logits_{kind}") for kind in ("labeled", "unlabeled")]))
+    method = build_method("dho", label_weight=config["lambda_ce"], temperature=config["temperature"], search=True)
+    assert isinstance(method, DHO)
+    # The student's own classifier reads the logits of the second, from which the dry run can make its scores.
+    model = nn.Sequential(nn.Linear(own.shape[1], own.shape[1])).double()
+    dry = _said(model(student.feature("pooled")), student.feature("pooled"))
+    built(method, {"student": dry, "teacher": teacher}, models={"student": model}, batch=batch)
+    as_identity(method.get_submodule("head"))
+    terms = method(batch, student=student, teacher=teacher)
+    loss = total(method, terms)
+    ce, kd, labels = (case.input(f"val_{name}") for name in ("ce_logits", "kd_logits", "labels"))
+    held_out = batch_of(labels), {"student": _said(ce, kd)}
+    method.refresh(START, Passes(lambda: iter(()), lambda: iter([held_out])))
+    alpha, beta = method.mixture
+    mixed = mixed_log_probabilities(ce, kd, alpha=config["infer_alpha"], beta=config["infer_beta"])
+    chosen = mixed_log_probabilities(ce, kd, alpha=float(alpha), beta=float(beta)).argmax(1)
+    return {
+        "out.loss": loss,
+        "out.loss_ce": as_term(terms["ce"]).mean(),
+        "out.loss_kd_labeled": as_term(terms["kd"]).mean(),
+        "out.loss_kd_unlabeled": as_term(terms["kd_unlabelled"]).mean(),
+        "out.infer_probs": mixed.exp(),
+        "out.best_val_acc": 100 * (chosen == labels).double().mean(),
+        "out.best_alpha": alpha,
+        "out.best_beta": beta,
+        **gradients(loss, leaves),
+    }
+
+
+def _said(logits: Tensor, pooled: Tensor) -> Signals:
+    return Signals(logits=logits, features={"pooled": (pooled,)})

@@ -43,6 +43,7 @@ class AttentionTransfer(FeatureMethod):
     """
 
     needs = Needs(student={"logits", "features.stages"}, teacher={"features.stages"}, batch={"labels"})
+    semi_supervised = True
 
     def __init__(self, *, p: Annotated[float, Ge(1)] = 2.0, distance: Literal["squared", "l2"] = "squared") -> None:
         super().__init__()

@@ -45,6 +45,7 @@ class FitNet(FeatureMethod):
     """
 
     needs = Needs(student={"logits", "features.stages"}, teacher={"features.stages"}, batch={"labels"})
+    semi_supervised = True
 
     def __init__(self, *, hint_stage: Count = 2, guided_by: Count | None = None, relu: bool = True) -> None:
         super().__init__()

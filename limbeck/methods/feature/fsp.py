@@ -54,6 +54,7 @@ class FSP(FeatureMethod):
         teacher={"features.stages", "features.stem"},
         batch={"labels"},
     )
+    semi_supervised = True
     same_channels = True
 
     def __init__(self, *, initialisation: Fraction = 30 / 270, stem: bool = True) -> None:

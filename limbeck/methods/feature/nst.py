@@ -43,6 +43,7 @@ class NST(FeatureMethod):
     """
 
     needs = Needs(student={"logits", "features.stages"}, teacher={"features.stages"}, batch={"labels"})
+    semi_supervised = True
 
     def __init__(self, *, kernel: Kernel = "polynomial", degree: Count = 2, offset: NonNegative = 0.0) -> None:
         super().__init__()

@@ -51,6 +51,7 @@ class OFD(FeatureMethod):
     """
 
     needs = Needs(student={"logits", "features.preacts"}, teacher={"features.preacts"}, batch={"labels"})
+    semi_supervised = True
     batch_statistics = ("teacher",)
 
     def __init__(self, *, kernel_size: Count = 1, margins: Literal["norm", "measured"] = "norm") -> None:

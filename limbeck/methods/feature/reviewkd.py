@@ -89,6 +89,7 @@ class ReviewKD(FeatureMethod):
         teacher={"features.preacts", "features.pooled"},
         batch={"labels"},
     )
+    semi_supervised = True
 
     def __init__(
         self,

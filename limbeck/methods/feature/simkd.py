@@ -130,6 +130,7 @@ class SimKD(Method):
     """
 
     needs = Needs(student={"features.stages"}, teacher={"features.stages", "features.pooled"})
+    semi_supervised = True
     extends_student = True
 
     def __init__(self, *, factor: Count = 2) -> None:

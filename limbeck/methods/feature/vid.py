@@ -69,6 +69,7 @@ class VID(FeatureMethod):
     """
 
     needs = Needs(student={"logits", "features.stages"}, teacher={"features.stages"}, batch={"labels"})
+    semi_supervised = True
 
     def __init__(self, *, init_variance: Positive = 5.0, min_variance: Positive = 1e-5) -> None:
         super().__init__()

@@ -43,6 +43,8 @@ class DIST(LogitMethod):
 
     batch_coupled = True
 
+    semi_supervised = True
+
     def __init__(
         self,
         *,

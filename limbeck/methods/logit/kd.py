@@ -35,6 +35,8 @@ class KD(LogitMethod):
         scale_by_t2: whether to multiply by the squared temperature, so that the gradient keeps its size.
     """
 
+    semi_supervised = True
+
     def __init__(self, *, temperature: Positive = 4.0, scale_by_t2: bool = True) -> None:
         super().__init__()
         self.temperature = temperature

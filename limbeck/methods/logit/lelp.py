@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from limbeck import streams
 from limbeck.anatomy import head_of
 from limbeck.errors import NeedsError
-from limbeck.functional.classification import cross_entropy
 from limbeck.functional.subclasses import (
     SubclassProjections,
     class_log_probabilities,
@@ -19,7 +18,7 @@ from limbeck.functional.subclasses import (
     subclass_log_targets,
 )
 from limbeck.hyperparameters import Count, NonNegative, Positive
-from limbeck.methods.base import Method, Needs, Setup, register
+from limbeck.methods.base import Method, Needs, Setup, label_loss, register
 from limbeck.methods.heads import check_replaceable, further_head, with_classifier
 from limbeck.methods.projectors import project
 from limbeck.signals import Batch, Signals, Terms
@@ -183,7 +182,7 @@ class LELP(Method):
         terms: Terms = {"lelp": subclass_kl(scores, targets, temperature=self.temperature, reduction="none")}
         if "ce" in self.weights:
             classes = class_log_probabilities(scores, len(self.means))
-            terms["ce"] = cross_entropy(classes, batch["labels"], reduction="none")
+            terms["ce"] = label_loss(classes, batch)
         return terms
 
     def finish(self, student: nn.Module) -> nn.Module:

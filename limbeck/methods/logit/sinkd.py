@@ -8,7 +8,7 @@ from torch import Tensor
 from limbeck.functional.classification import cross_entropy
 from limbeck.functional.sinkhorn import sinkhorn_distance
 from limbeck.hyperparameters import Count, Fraction, NonNegative, Positive, WholeNumber
-from limbeck.methods.base import LogitMethod, register
+from limbeck.methods.base import LogitMethod, label_loss, register
 from limbeck.signals import Batch, Signals, Terms
 
 
@@ -51,6 +51,7 @@ class SinKD(LogitMethod):
     """
 
     batch_coupled = True
+    semi_supervised = True
 
     def __init__(
         self,
@@ -84,7 +85,7 @@ class SinKD(LogitMethod):
         assert teacher.logits is not None
         ours, theirs = self.logit_transform(student.logits), self.logit_transform(teacher.logits)
         return {
-            "ce": cross_entropy(student.logits, batch["labels"], reduction="none"),
+            "ce": label_loss(student.logits, batch),
             "kd": self._soft(ours, theirs, self.temperature_in(int(batch.get("epoch", 0)))),
             "sinkhorn": sinkhorn_distance(
                 ours, theirs, temperature=self.temperature, epsilon=self.epsilon, iterations=self.iterations,

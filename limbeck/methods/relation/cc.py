@@ -46,6 +46,7 @@ class CorrelationCongruence(FeatureMethod):
     """
 
     needs = Needs(student={"logits", "features.pooled"}, teacher={"features.pooled"}, batch={"labels"})
+    semi_supervised = True
     batch_coupled = True
 
     def __init__(

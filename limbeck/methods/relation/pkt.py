@@ -34,6 +34,7 @@ class PKT(FeatureMethod):
     """
 
     needs = Needs(student={"logits", "features.pooled"}, teacher={"features.pooled"}, batch={"labels"})
+    semi_supervised = True
     batch_coupled = True
 
     def __init__(self, *, eps: NonNegative = 1e-7) -> None:

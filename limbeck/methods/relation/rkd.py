@@ -36,6 +36,7 @@ class RKD(FeatureMethod):
     """
 
     needs = Needs(student={"logits", "features.pooled"}, teacher={"features.pooled"}, batch={"labels"})
+    semi_supervised = True
     batch_coupled = True
 
     def __init__(self, *, squared: bool = False, eps: NonNegative = 0.0) -> None:

@@ -30,6 +30,7 @@ class SimilarityPreserving(FeatureMethod):
     """
 
     needs = Needs(student={"logits", "features.stages"}, teacher={"features.stages"}, batch={"labels"})
+    semi_supervised = True
     batch_coupled = True
 
     def __init__(self) -> None:

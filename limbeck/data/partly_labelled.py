@@ -1,0 +1,82 @@
+"""Data of which only a part keeps its labels, for semi-supervised methods."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limbeck import streams
+from limbeck.data.hashing import source_fingerprint
+from limbeck.data.source import Source
+from limbeck.data.subsets import balanced
+from limbeck.errors import DataError, RecipeError
+from limbeck.signals import UNLABELLED
+
+
+class PartlyLabelled:
+    """Another source, of whose samples only some keep their labels; those of the others are ``UNLABELLED``.
+
+    Args:
+        source: the whole data set, with labels.
+        labelled: numbers of the samples that keep their labels.
+    """
+
+    def __init__(self, source: Source, labelled: np.ndarray) -> None:
+        known = source.labels()
+        if known is None:
+            raise DataError(f"'{source.info.name}' has no labels of which a part could be kept")
+        self.info = source.info
+        self.in_memory = source.in_memory
+        self.random = source.random
+        self._source = source
+        chosen = torch.from_numpy(np.asarray(labelled, dtype=np.int64))
+        self._labels = torch.full_like(known, UNLABELLED).index_copy(0, chosen, known[chosen])
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def fetch(self, index: np.ndarray, epoch: int) -> dict[str, Tensor]:
+        """Returns ``inputs`` and what is left of the ``labels`` of samples ``index``."""
+        rows = torch.from_numpy(np.asarray(index, dtype=np.int64))
+        return {**self._source.fetch(index, epoch), "labels": self._labels[rows]}
+
+    def labels(self) -> Tensor:
+        """Label of every sample, ``UNLABELLED`` where it is not known."""
+        return self._labels
+
+    def content_hashes(self) -> np.ndarray:
+        """A 64-bit hash of every sample."""
+        return self._source.content_hashes()
+
+    def fingerprint(self) -> str:
+        """A hash of the whole data set: content, labels that are left, and order."""
+        return source_fingerprint(self.content_hashes(), self._labels)
+
+
+def keep_labels(source: Source, amount: int | float) -> Source:
+    """Returns ``source`` with the labels of only so many samples, as equal a number of each class as there is.
+
+    The choice is the same for every seed, and lies within that of a larger amount.
+
+    Args:
+        source: the whole data set.
+        amount: a number of samples, from 1 on; or a part of the data, below 1.
+
+    Raises:
+        RecipeError: the amount leaves no label.
+        DataError: the data has no labels.
+
+    Example:
+        >>> from limbeck.data import as_source
+        >>> source = as_source((torch.zeros(6, 2), torch.tensor([0, 1, 0, 1, 0, 1])))
+        >>> sorted(keep_labels(source, 2).labels().tolist())
+        [-100, -100, -100, -100, 0, 1]
+    """
+    count = int(amount) if amount >= 1 else round(amount * len(source))
+    if count < 1:
+        raise RecipeError(f"labelled = {amount} of {len(source)} samples leaves no label; give a larger part")
+    if count >= len(source):
+        return source
+    keys = streams.words(0, "labelled", 0, np.arange(len(source)), 1)[:, 0]
+    return PartlyLabelled(source, balanced(source.labels(), len(source), count, keys))
