@@ -140,7 +140,7 @@ def test_cache_folder(monkeypatch, tmp_path):
         (bytes([0, 0, 8, 1, 0, 0, 0, 9]) + b"abc", "truncated"),
         (bytes([0, 0, 8, 3, 0, 0]), "truncated"),
         (bytes([0, 0, 13, 1, 0, 0, 0, 1, 0, 0, 0, 0]), "no idx file"),
-        (gzip.compress(idx_bytes(np.zeros((3, 3), np.uint8)))[:-6], "cannot read"),
+        (gzip.compress(idx_bytes(np.zeros((3, 3), np.uint8)), mtime=0)[:-6], "cannot read"),
     ],
 )
 def test_malformed_idx(tmp_path, content, message):
