@@ -73,16 +73,27 @@ def run(
     ] = None,
     trust: Trust = False,
 ) -> None:
-    """Train what a recipe says.
+    """Train what a recipe says, or run a comparison (a file with `arms`) such as `lm/quickstart`.
 
     Ctrl-C saves the state; the same command continues, and ends with the same bits as a run that was never stopped.
     Several processes share the work with `torchrun --nproc_per_node 2 -m limbeck run ...`.
 
     Example: `limbeck run fashion_mnist_dkd train.epochs=5 seed=1`
     """
+    from limbeck.recipes.arms import holds_arms, run_arms
+    from limbeck.recipes.load import read_mapping
     from limbeck.recipes.run import run_recipe
     from limbeck.report.progress import ConsoleReporter, show_results
 
+    data = read_mapping(recipe)
+    if holds_arms(data):
+        from limbeck.report.language import report_arms, show_arms
+
+        with ConsoleReporter() as reporter:
+            compared = run_arms(data, overrides or [], name=recipe, out=out, trust=trust, reporter=reporter)
+        show_arms(compared)
+        typer.echo(f"wrote {report_arms(compared)}")
+        return
     with ConsoleReporter(quiet=not _is_first_process()) as reporter:
         finished = run_recipe(recipe, overrides or [], out=out, trust=trust, reporter=reporter)
     if _is_first_process():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from limbeck.engine.roles import Role
 from limbeck.errors import RecipeError, UnknownNameError, suggest
 from limbeck.recipes.build import RoleBuilder, StageData, make_method, make_task
 from limbeck.recipes.schema import DataSpec, Recipe, RoleSpec, StageSpec
-from limbeck.students.language import adapted, build_language_model, known_language_model, student_from
+from limbeck.students.language import adapted, build_language_model, keep_layers, known_language_model
 from limbeck.students.loading import load_weights
 from limbeck.teachers.live import FrozenTeacher
 
@@ -89,6 +90,8 @@ def _tokenizer_of(stage: StageSpec) -> str:
 class LanguageRoles(RoleBuilder):
     """Makes the roles of a stage on text."""
 
+    _made: dict[str, nn.Module] = field(default_factory=dict, init=False)
+
     def build(self, name: str, spec: RoleSpec) -> Any:
         """Returns a role; a student that is cut from another role's model is made here."""
         if spec.remote is not None:
@@ -103,8 +106,11 @@ class LanguageRoles(RoleBuilder):
     def _cut(self, name: str, spec: RoleSpec) -> nn.Module:
         assert spec.from_role is not None
         origin = self.stage.roles.get(spec.from_role)
+        shared = False
         if origin is not None and origin.model is not None:
-            whole = self._model(spec.from_role, origin)
+            # The role's own model where it is there already: large ones take long to load.
+            shared = spec.from_role in self._made
+            whole = self._made[spec.from_role] if shared else self._model(spec.from_role, origin)
         elif origin is not None:
             raise RecipeError(
                 f"roles.{name} is cut from the role '{spec.from_role}', which has no model here; name the model "
@@ -114,7 +120,9 @@ class LanguageRoles(RoleBuilder):
             _known_origin(name, spec.from_role, self.stage.roles)
             whole = self._language_model(name, spec.from_role)
         layers = list(spec.layers) if isinstance(spec.layers, tuple) else spec.layers
-        student = whole if layers is None else student_from(whole, layers=layers)
+        student = copy.deepcopy(whole) if shared else whole
+        if layers is not None:
+            student = keep_layers(student, layers)
         student = adapted(student, lora=spec.lora, checkpointing=spec.checkpointing)
         if spec.weights is not None:
             load_weights(student, spec.weights)
@@ -125,6 +133,7 @@ class LanguageRoles(RoleBuilder):
         model = self._language_model(name, spec.model)
         if spec.weights is not None:
             load_weights(model, spec.weights)
+        self._made[name] = model
         return model
 
     def _language_model(self, name: str, spec: str | Mapping[str, Any]) -> nn.Module:

@@ -54,7 +54,7 @@ def load_recipe(where: str | Path | Mapping[str, Any], overrides: Iterable[str] 
         RecipeError: the file is not a recipe, a key is unknown or a value is out of range; the message names the key
             and near matches.
     """
-    data = with_overrides(dict(where) if isinstance(where, Mapping) else _read(str(where)), overrides)
+    data = with_overrides(dict(where) if isinstance(where, Mapping) else read_mapping(where), overrides)
     single = "stages" not in data
     try:
         return _check(_stages_spelled_out(data), str(where) if not isinstance(where, Mapping) else "recipe")
@@ -63,13 +63,26 @@ def load_recipe(where: str | Path | Mapping[str, Any], overrides: Iterable[str] 
         raise RecipeError(str(error).replace("stages.0.", "") if single else str(error)) from None
 
 
-def _read(where: str) -> dict[str, Any]:
+def shipped_comparisons() -> list[str]:
+    """Names of the comparisons of language models that come with limbeck, such as ``lm/quickstart``."""
+    folder = resources.files("limbeck.recipes") / "lm"
+    return sorted(f"lm/{p.name.removesuffix('.yaml')}" for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def read_mapping(where: str | Path) -> dict[str, Any]:
+    """Returns what a recipe file, or a file that limbeck ships, holds.
+
+    Raises:
+        UnknownNameError: there is no such file and none is shipped under that name.
+        RecipeError: it is not plain YAML, or no mapping.
+    """
     path = Path(where)
     if not path.is_file():
-        name = path.name.removesuffix(".yaml")
-        if name not in shipped() or path.parent != Path("."):
+        name = str(where).removesuffix(".yaml").removeprefix("recipes/")
+        known = [*shipped(), *shipped_comparisons()]
+        if name not in known:
             raise UnknownNameError(
-                f"no recipe file '{where}' and no shipped recipe of that name. {suggest(name, shipped())}"
+                f"no recipe file '{where}' and no shipped recipe of that name. {suggest(name, known)}"
             )
         text = (resources.files("limbeck.recipes") / f"{name}.yaml").read_text("utf-8")
     else:
@@ -174,6 +187,11 @@ def _normalised(stage: dict[str, Any]) -> dict[str, Any]:
     if isinstance(roles, dict):
         stage["roles"] = {r: {"model": s} if isinstance(s, str) else s for r, s in roles.items()}
     return stage
+
+
+def laid_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a recipe with one stage over which some sections of another were laid, as a later stage's are."""
+    return _merged(_normalised(dict(base)), _normalised(dict(over)))
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -188,8 +188,7 @@ def _conclude(recipe: Recipe, built: BuiltStage, folder: RunFolder | None) -> No
 
 def _judge(names: Sequence[Wanted], built: BuiltStage, path: Path) -> dict[str, Any]:
     student = built.stage.student().eval()
-    role = built.roles.get("teacher")
-    teacher = role.model if role is not None else None
+    teacher = _compared_with(built)
     found = None
     if not built.text:
         models = {"student": student} | ({"teacher": teacher} if teacher is not None else {})
@@ -204,6 +203,12 @@ def _judge(names: Sequence[Wanted], built: BuiltStage, path: Path) -> dict[str, 
         predictions=found,
         train=built.data.train,
     )
+
+
+def _compared_with(built: BuiltStage) -> nn.Module | None:
+    """Returns the live teacher, or the model of the role ``reference`` where the teacher is a cache or a server."""
+    models = (built.roles[role].model for role in ("teacher", "reference") if role in built.roles)
+    return next((model for model in models if model is not None), None)
 
 
 def reopen(folder: Path, *, trust: bool = False) -> tuple[Recipe, BuiltStage]:

@@ -1,0 +1,217 @@
+"""Comparisons of language models: a table on the terminal, and a page with what teacher and students write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as Grid
+
+from limbeck.engine.checkpoint import write_atomically
+from limbeck.evaluate import Measure, Spread, measures, of_teacher
+from limbeck.recipes.arms import FinishedArms
+from limbeck.recipes.check import duration
+from limbeck.report.figures.canvas import Drawing
+from limbeck.report.page import render
+from limbeck.report.runs import RunRecord, read_run
+from limbeck.report.sections import Cell, Column, Figure, Figures, Listing, Section, Table, Text
+
+TEACHER = "teacher"
+_LOSS = "token_loss.loss"
+_KL = "token_agreement.kl_teacher_student"
+Rows = dict[str, tuple[Mapping[str, Any], ...]]
+
+
+def results_of(finished: FinishedArms) -> Rows:
+    """Returns the results of every arm, one a seed, and those of the teacher first."""
+    found: Rows = {
+        label: tuple(read_run(folder).results for folder in folders) for label, folders in finished.runs.items()
+    }
+    teachers = [of_teacher(results) for rows in found.values() for results in rows]
+    known = tuple(t for t in teachers if "token_loss" in t)[:1]
+    return {TEACHER: known, **found} if known else found
+
+
+def _spread(rows: Sequence[Mapping[str, Any]], measure: Measure) -> Spread | None:
+    return Spread.of([value for results in rows if (value := measure.read(results)) is not None])
+
+
+def verdicts(found: Rows) -> tuple[str, ...]:
+    """Returns one sentence an arm about how it compares with ``sft``, in loss and in KL to the teacher.
+
+    A difference counts when it is larger than the spreads of both arms over their seeds together.
+
+    Example:
+        >>> rows = {"sft": ({"token_loss": {"loss": 4.0}},), "kd": ({"token_loss": {"loss": 3.5}},)}
+        >>> verdicts(rows)
+        ('kd: held-out loss 3.500 against 4.000 of sft, lower by 0.500 (one seed, so its spread is not known)',)
+    """
+    if "sft" not in found:
+        return ()
+    known = {measure.key: measure for measure in measures(["token_loss", "token_agreement"])}
+    sentences = []
+    for label, rows in found.items():
+        if label in ("sft", TEACHER):
+            continue
+        parts = [
+            said
+            for key, title in ((_LOSS, "held-out loss"), (_KL, "KL to the teacher"))
+            if (said := _compared(title, _spread(rows, known[key]), _spread(found["sft"], known[key])))
+        ]
+        if parts:
+            sentences.append(f"{label}: {'; '.join(parts)}")
+    return tuple(sentences)
+
+
+def _compared(title: str, arm: Spread | None, sft: Spread | None) -> str:
+    if arm is None or sft is None:
+        return ""
+    gap = arm.mean - sft.mean
+    if arm.n < 2 or sft.n < 2:
+        doubt = " (one seed, so its spread is not known)"
+    else:
+        noise = arm.std + sft.std
+        doubt = f" ({'more' if abs(gap) > noise else 'not more'} than the seeds' spread of {noise:.3f})"
+    way = "lower" if gap < 0 else "higher"
+    return f"{title} {arm.mean:.3f} against {sft.mean:.3f} of sft, {way} by {abs(gap):.3f}{doubt}"
+
+
+def show_arms(finished: FinishedArms) -> None:
+    """Prints the table of a comparison and what it says."""
+    found = results_of(finished)
+    shown = _shown(found)
+    grid = Grid(title=finished.about or finished.folder.name)
+    grid.add_column("")
+    for measure in shown:
+        grid.add_column(measure.title, justify="right")
+    grid.add_column("Time", justify="right")
+    for label, rows in found.items():
+        grid.add_row(label, *(m.text(_spread(rows, m)) for m in shown), _time(finished, label))
+    console = Console()
+    console.print(grid)
+    for sentence in verdicts(found):
+        console.print(sentence, soft_wrap=True)
+
+
+def _shown(found: Rows) -> list[Measure]:
+    first = next(rows[0] for label, rows in found.items() if label != TEACHER)
+    return [m for m in measures(first) if any(_spread(rows, m) is not None for rows in found.values())]
+
+
+def _time(finished: FinishedArms, label: str) -> str:
+    taken = [s for what, s in finished.seconds.items() if what.rpartition("-seed")[0] == label]
+    return duration(sum(taken) / len(taken)) if taken else "–"
+
+
+def report_arms(finished: FinishedArms, out: Path | None = None) -> Path:
+    """Writes a page about a comparison: the table, held-out loss by epoch, and what everybody writes, side by side.
+
+    Args:
+        finished: the comparison.
+        out: the HTML file; ``report.html`` in its folder when None.
+
+    Returns:
+        The file.
+
+    Raises:
+        MissingExtraError: the packages of ``limbeck[report]`` are not installed.
+    """
+    found = results_of(finished)
+    records = {label: [read_run(folder) for folder in folders] for label, folders in finished.runs.items()}
+    sections: list[Section] = [Text("", verdicts(found) or ("There is no arm 'sft' to compare with.",), tone="lead")]
+    sections += [_table(finished, found), *_curves(records), *_writing(found)]
+    sections += [_recipe_of(label, group[0]) for label, group in records.items()]
+    if finished.seconds:
+        lines = "\n".join(f"{what}: {duration(seconds)}" for what, seconds in finished.seconds.items())
+        sections.append(Listing("What took how long", lines))
+    page = render(finished.about or finished.folder.name, sections, subtitle=_subtitle(found, records))
+    path = out or finished.folder / "report.html"
+    write_atomically(path, page.encode())
+    return path
+
+
+def _subtitle(found: Rows, records: Mapping[str, Sequence[RunRecord]]) -> str:
+    first = next(iter(records.values()))
+    tokens = next((r[0]["token_loss"]["tokens"] for r in found.values() if r and "tokens" in r[0]["token_loss"]), None)
+    seeds = f"{len(first)} seed{'s' if len(first) != 1 else ''}"
+    judged = f", judged on {tokens:,} held-out tokens" if tokens else ""
+    return f"{len(records)} students of {first[0].model('student') or 'one kind'}, {seeds} each{judged}."
+
+
+def _table(finished: FinishedArms, found: Rows) -> Table:
+    shown = _shown(found)
+    best = {m.key: _best(m, found) for m in shown}
+    rows = []
+    for label, results in found.items():
+        cells = [Cell(label)]
+        for measure in shown:
+            spread = _spread(results, measure)
+            value = None if spread is None else spread.mean
+            cells.append(Cell(measure.text(spread), value, best=value is not None and value == best[measure.key]))
+        rows.append((*cells, Cell(_time(finished, label))))
+    columns = (Column("Student", numeric=False), *(Column(m.title, m.explanation) for m in shown), Column("Time"))
+    caption = "Mean and deviation over seeds; the best student of each column is marked. All saw the same tokens."
+    return Table("Results", columns, tuple(rows), caption)
+
+
+def _best(measure: Measure, found: Rows) -> float | None:
+    means = [s.mean for label, rows in found.items() if label != TEACHER and (s := _spread(rows, measure)) is not None]
+    if not means or not measure.better:
+        return None
+    return max(means) if measure.better == "higher" else min(means)
+
+
+def _curves(records: Mapping[str, Sequence[RunRecord]]) -> list[Section]:
+    """Held-out loss after every epoch that was evaluated, of each arm's first seed; nothing below two points."""
+    lines = {
+        label: [(r["epoch"] + 1, r["evaluation"]["held_out_loss"]) for r in group[0].history if "evaluation" in r]
+        for label, group in records.items()
+    }
+    if not any(len(points) > 1 for points in lines.values()):
+        return []
+    drawing = Drawing("held-out loss by epoch")
+    with drawing.axes() as axes:
+        for label, points in lines.items():
+            axes.plot(*zip(*points), label=label, marker="o", markersize=3)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("held-out loss, nats")
+        axes.legend(frameon=False)
+    figure = Figure("Held-out loss", drawing.svg(), "Held-out loss of each arm after every epoch", "First seed.")
+    return [Figures("The course of training", (figure,))]
+
+
+def _writing(found: Rows) -> list[Section]:
+    """What everybody writes after the same prompts, a table a prompt."""
+    samples = {
+        label: rows[0]["writing"]["samples"]
+        for label, rows in found.items()
+        if label != TEACHER and rows and rows[0].get("writing", {}).get("samples")
+    }
+    if not samples:
+        return []
+    first = next(iter(samples.values()))
+    sections: list[Section] = []
+    for number, sample in enumerate(first):
+        rows = [("the text", sample["truth"])]
+        teacher = next((s[number]["teacher"] for s in samples.values() if "teacher" in s[number]), None)
+        rows += [(TEACHER, teacher)] if teacher is not None else []
+        rows += [(label, s[number]["student"]) for label, s in samples.items()]
+        cells = tuple((Cell(who), Cell(_visible(text))) for who, text in rows)
+        columns = (Column("Who", numeric=False), Column("writes on, greedily", numeric=False))
+        title = f"After “{_visible(sample['prompt'])[-120:]}”"
+        sections.append(Table(title, columns, cells))
+    return sections
+
+
+def _visible(text: str) -> str:
+    """Returns a text in one line; what is empty or only line breaks is told."""
+    return " ".join(text.split()) or "(nothing but white space)"
+
+
+def _recipe_of(label: str, record: RunRecord) -> Listing:
+    import yaml
+
+    recipe = {key: value for key, value in record.recipe.items() if key != "seed"}
+    return Listing(f"Recipe of {label}", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
