@@ -120,34 +120,24 @@ def jsd(log_p: Tensor, log_q: Tensor, *, beta: float = 0.5, normalized: bool = F
     scale = 1 / (beta * (1 - beta)) if normalized else 1.0
     p, q = log_p.exp(), log_q.exp()
     if min(beta, 1 - beta) < _NEAR:
-        p_over_m, q_over_m = -_log_ratio(log_q, log_p, 1 - beta), -_log_ratio(log_p, log_q, beta)
-        return _nonnegative(p, p_over_m, q, q_over_m, beta) * scale
+        own, other = times(p, _log_ratio(log_q, log_p, 1 - beta)), times(q, _log_ratio(log_p, log_q, beta))
+        return -scale * (beta * own + (1 - beta) * other)
     log_m = log_mixture(log_p, log_q, beta)
     return scale * (beta * times(p, log_p - log_m) + (1 - beta) * times(q, log_q - log_m))
 
 
+def _gap(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """Returns ``log(a / b)``; 0 without gradient where neither has mass."""
+    empty = torch.isneginf(log_a) & torch.isneginf(log_b)
+    return log_a.masked_fill(empty, 0.0) - log_b.masked_fill(empty, 0.0)
+
+
 def _log_ratio(log_a: Tensor, log_b: Tensor, weight: float) -> Tensor:
     """Returns ``log((weight * a + (1 - weight) * b) / b)``, precise where it is small; 0 where nothing is."""
-    gap = torch.where(torch.isneginf(log_a) & torch.isneginf(log_b), log_a.new_zeros(()), log_a - log_b)
+    gap = _gap(log_a, log_b)
     near = torch.log1p(weight * torch.expm1(gap.clamp(max=10.0)))
     far = torch.logaddexp(gap.clamp(min=10.0) + math.log(weight), gap.new_full((), math.log1p(-weight)))
     return torch.where(gap > 10.0, far, near)
-
-
-def _nonnegative(p: Tensor, p_over_m: Tensor, q: Tensor, q_over_m: Tensor, beta: float) -> Tensor:
-    """Returns ``beta p log(p/m) + (1-beta) q log(q/m)`` per class, with ``m - beta p - (1-beta) q = 0`` added.
-
-    Each part is then ``x - log(1 + x) >= 0``, so that no large terms cancel in the sum over classes.
-    """
-
-    def excess(mass: Tensor, log_ratio: Tensor) -> Tensor:
-        x = -log_ratio  # log(m / mass)
-        small = x.abs() < 1e-3
-        series = x * x * (0.5 + x * (1 / 6 + x / 24))
-        exact = torch.expm1(torch.where(small, x.new_zeros(()), x)) - x
-        return times(mass, torch.where(small, series, exact))
-
-    return beta * excess(p, p_over_m) + (1 - beta) * excess(q, q_over_m)
 
 
 def _skew_kl_slope(log_p: Tensor, log_q: Tensor, *, alpha: float = 0.1) -> Tensor:
@@ -263,14 +253,14 @@ def adaptive_kl(log_p: Tensor, log_q: Tensor, *, mu: float = 0.5) -> Tensor:
 
 
 def _pearson_slope(log_p: Tensor, log_q: Tensor) -> Tensor:
-    return log_q.exp() - times(log_p.exp(), (log_p - log_q).exp())
+    return log_q.exp() - times(log_p.exp(), _gap(log_p, log_q).exp())
 
 
 @register_divergence("pearson_chi2", slope=_pearson_slope, convex=True)
 def pearson_chi2(log_p: Tensor, log_q: Tensor) -> Tensor:
     r"""Contributions to :math:`\sum (p-q)^2 / q`, which grows exponentially with the gap of the logits."""
     p, q = log_p.exp(), log_q.exp()
-    return times(p, (log_p - log_q).exp()) - 2 * p + q
+    return times(p, _gap(log_p, log_q).exp()) - 2 * p + q
 
 
 def _hellinger_slope(log_p: Tensor, log_q: Tensor) -> Tensor:
