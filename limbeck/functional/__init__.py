@@ -62,6 +62,7 @@ from limbeck.functional.relations import (
     relational_distance,
     similarity_preserving,
 )
+from limbeck.functional.selective_scan import combined_logits, selective_scan
 from limbeck.functional.self_labels import nontarget_cross_entropy, target_values, zipf_labels
 from limbeck.functional.sinkhorn import sinkhorn_distance, sinkhorn_plan
 from limbeck.functional.sparse_labels import sparse_cross_entropy, spread_rest
@@ -91,6 +92,7 @@ __all__ = [
     "class_correlation_distance",
     "class_log_probabilities",
     "classifier_gradient",
+    "combined_logits",
     "confidence_weights",
     "consecutive_correlation",
     "constant_weight_spectrum",
@@ -136,6 +138,7 @@ __all__ = [
     "relational_angle",
     "relational_distance",
     "search_mixture",
+    "selective_scan",
     "self_distillation_limit",
     "self_distillation_path",
     "self_distillation_spectrum",
