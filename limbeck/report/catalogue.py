@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from limbeck.data.source import datasets
+from limbeck.data.text.source import texts
 from limbeck.errors import UnknownNameError, suggest
 from limbeck.evaluate.measure import Measure
 from limbeck.evaluate.spread import Spread
@@ -93,6 +94,10 @@ def show_data() -> None:
         title = entry.about.get("title", first_sentence(plain(documented(entry.part).summary)))
         table.add_row(entry.name, title, entry.about.get("licence", ""))
     _print(table, "In Python, any torch Dataset or pair of tensors will do.")
+    text = _table("text, for the task causal-lm", "what it is", "licence and origin")
+    for reader in texts.entries():
+        text.add_row(reader.name, reader.about["title"], reader.about["licence"])
+    _print(text, "`data.options` also take tokenizer, context, packed, bos, too_long and test.")
 
 
 def show_recipes() -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from limbeck.data.hashing import fingerprint
+from limbeck.data.hashing import fingerprint, hash_bytes
 from limbeck.data.source import DataInfo
 from limbeck.data.text.encoding import Encoded, encode_example
 from limbeck.data.text.examples import Document, Example
@@ -229,25 +229,28 @@ def _in_split(
             raise RecipeError(f"{part} = {size}: the part held out is at least 0 and below 1")
     rest = sequences
     if not raw.divided:
-        rest, held = _divided(sequences, test, in_order)
+        rest, held = _divided(sequences, test, in_order, "test")
         if split == "test":
             return _nonempty(held, raw.name, "test", "raise `test`")
     elif split == "test":
         return _nonempty(rest, raw.name, "test", "give it samples")
-    training, held = _divided(rest, validation, in_order)
+    training, held = _divided(rest, validation, in_order, "validation")
     if split == "validation":
         return _nonempty(held, raw.name, "validation", "raise `validation`")
     return _nonempty(training, raw.name, "train", "hold out less")
 
 
-def _divided(sequences: list[Encoded], part: float, in_order: bool) -> tuple[list[Encoded], list[Encoded]]:
+def _divided(
+    sequences: list[Encoded], part: float, in_order: bool, purpose: str
+) -> tuple[list[Encoded], list[Encoded]]:
     """Divides in order where windows are neighbours in one text, else by content, so that copies stay together."""
     if not part:
         return sequences, []
     if in_order:
         first = min(int(len(sequences) * (1 - part)), len(sequences) - 1)
         return sequences[:first], sequences[first:]
-    chosen = [s.key() < part * _HASH_RANGE for s in sequences]
+    # A hash for each purpose: what is left after one division would otherwise lie on one side of the next.
+    chosen = [hash_bytes(s.key().to_bytes(8, "little"), purpose) < part * _HASH_RANGE for s in sequences]
     return [s for s, c in zip(sequences, chosen) if not c], [s for s, c in zip(sequences, chosen) if c]
 
 
