@@ -19,6 +19,8 @@ from limbeck.errors import LimbeckError
 from limbeck.recipes.load import as_plain
 from limbeck.recipes.schema import Recipe
 
+_SHOWN = 3
+
 
 def run_suite(
     where: str,
@@ -58,7 +60,9 @@ def run_suite(
     write_csv(rows, folder / "results.csv")
     page = write_page(name, suite.about, rows, folder / "results.html")
     if failures:
-        said = "; ".join(f"{label}: {problem}" for label, problem in sorted(failures.items()))
+        shown = sorted(failures.items())[:_SHOWN]
+        said = "; ".join(f"{label}: {problem}" for label, problem in shown)
+        said += f"; and {len(failures) - len(shown)} more" if len(failures) > len(shown) else ""
         raise LimbeckError(f"{len(failures)} of {len(recipes)} runs failed ({said}). The others are in '{page}'")
     return page
 

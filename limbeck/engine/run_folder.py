@@ -18,6 +18,7 @@ import fcntl
 import json
 import os
 import platform
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,22 @@ import yaml
 from limbeck import __version__
 from limbeck.engine import distributed
 from limbeck.engine.checkpoint import disk_error, write_atomically
-from limbeck.errors import RunFolderError
+from limbeck.errors import RecipeError, RunFolderError
 
 _FORMAT = 1
+_SHOWN = 5
+
+
+def _differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
+    """Yields the dotted keys at which two recipes differ."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        for key in sorted({*one, *other}, key=str):
+            yield from _differences(one.get(key), other.get(key), f"{where}.{key}" if where else str(key))
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for number, (ours, theirs) in enumerate(zip(one, other)):
+            yield from _differences(ours, theirs, f"{where}.{number}" if where else str(number))
+    elif one != other:
+        yield where
 
 
 class RunFolder:
@@ -38,12 +52,15 @@ class RunFolder:
     Args:
         path: the folder; made when absent.
         recipe: the resolved recipe. A folder that holds another one is refused.
+        complete: gives a stored recipe the entries that have been added to recipes since it was written.
 
     Raises:
         RunFolderError: another process is writing there, or the folder belongs to another recipe or version.
     """
 
-    def __init__(self, path: str | Path, recipe: dict[str, Any]) -> None:
+    def __init__(
+        self, path: str | Path, recipe: dict[str, Any], complete: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    ) -> None:
         self.path = Path(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -57,20 +74,22 @@ class RunFolder:
             raise RunFolderError(
                 f"another process is running in '{self.path}'; wait for it, or choose another folder with --out"
             ) from None
-        self._check(recipe)
+        self._check(recipe, complete)
         write_atomically(self.path / "run.json", _json({"format": _FORMAT, "limbeck": __version__}))
         write_atomically(self.path / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False).encode())
         if not (self.path / "environment.json").exists():
             write_atomically(self.path / "environment.json", _json(environment()))
 
     @classmethod
-    def open(cls, path: str | Path, recipe: dict[str, Any]) -> RunFolder | None:
+    def open(
+        cls, path: str | Path, recipe: dict[str, Any], complete: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    ) -> RunFolder | None:
         """Returns the folder in the first of several processes and None in the others; what it refuses, all refuse."""
         opened: list[RunFolder] = []
-        distributed.on_first(lambda: opened.append(cls(path, recipe)))
+        distributed.on_first(lambda: opened.append(cls(path, recipe, complete)))
         return opened[0] if opened else None
 
-    def _check(self, recipe: dict[str, Any]) -> None:
+    def _check(self, recipe: dict[str, Any], complete: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         marker, stored = self.path / "run.json", self.path / "recipe.yaml"
         if not marker.exists():
             strangers = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
@@ -89,11 +108,19 @@ class RunFolder:
             )
         if stored.exists():
             before = yaml.safe_load(stored.read_text()) or {}
-            keys = [k for k in sorted(before.keys() | recipe.keys()) if before.get(k) != recipe.get(k)]
-            if keys:
+            try:
+                before = complete(before)
+            except RecipeError as error:
                 raise RunFolderError(
-                    f"'{self.path}' holds a run of another recipe (they differ in: {', '.join(keys)}); choose another "
-                    "folder with --out"
+                    f"'{self.path}' was made by another version of limbeck, whose recipe this one does not read "
+                    f"({error}); choose another folder with --out"
+                ) from None
+            keys = list(_differences(before, recipe))
+            if keys:
+                more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+                raise RunFolderError(
+                    f"'{self.path}' holds a run of another recipe (they differ in: {', '.join(keys[:_SHOWN])}{more}); "
+                    "choose another folder with --out"
                 )
 
     @property

@@ -69,7 +69,7 @@ def run_recipe(
     if loaded.stages[0].train.threads is not None:
         torch.set_num_threads(loaded.stages[0].train.threads)
     with distributed.session():
-        folder = RunFolder.open(path, plain)
+        folder = RunFolder.open(path, plain, lambda stored: as_plain(load_recipe(stored)))
         try:
             if not distributed.on_first(lambda: folder is not None and folder.finished):
                 built = _run_stages(loaded, path, folder, trust=trust, reporter=reporter)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 import limbeck
@@ -271,6 +272,26 @@ def test_hostile_weights_run_nothing(tmp_path: Path) -> None:
 def test_another_recipe_in_the_folder(stopped: Path) -> None:
     with pytest.raises(RunFolderError, match=r"another recipe \(they differ in: seed\)"):
         run_recipe({**RECIPE, "seed": 9}, out=stopped)
+    with pytest.raises(RunFolderError, match=r"differ in: stages\.0\.train\.lr\)"):
+        run_recipe({**RECIPE, "train": {**RECIPE["train"], "lr": 0.123}}, out=stopped)
+
+
+def test_a_recipe_from_before_an_entry_was_added_is_the_same_recipe(stopped: Path) -> None:
+    stored = stopped / "recipe.yaml"
+    before = yaml.safe_load(stored.read_text())
+    for entry in ("clip_norm", "gradient_metrics", "channels_last"):
+        before["stages"][0]["train"].pop(entry, None)
+    stored.write_text(yaml.safe_dump(before))
+    assert run_recipe(RECIPE, out=stopped).results["accuracy"]
+
+
+def test_a_recipe_that_this_version_does_not_read(stopped: Path) -> None:
+    stored = stopped / "recipe.yaml"
+    before = yaml.safe_load(stored.read_text())
+    before["stages"][0]["train"]["warp_drive"] = True
+    stored.write_text(yaml.safe_dump(before))
+    with pytest.raises(RunFolderError, match="another version of limbeck"):
+        run_recipe(RECIPE, out=stopped)
 
 
 def test_folder_of_another_version(stopped: Path) -> None:
