@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.recipes.build import BuiltStage, accuracy_on, build_stage
+from limbeck.recipes.build import BuiltStage, build_stage, quick_look
 from limbeck.recipes.load import load_recipe
 from limbeck.recipes.run import check_evaluations
-from limbeck.signals import as_term
+from limbeck.signals import Batch, as_term
 
 _STEPS = 4
 
@@ -58,7 +58,7 @@ def _describe(built: BuiltStage) -> tuple[list[tuple[str, str]], float]:
     activations = _saved_bytes(built)
     step = _step_seconds(built)
     started = time.perf_counter()
-    accuracy_on(stage.student(), data.held_loader, built.task)
+    quick_look(stage.student(), data, built.task)
     evaluation = time.perf_counter() - started
     every = stage.settings.evaluate_every
     evaluations = stage.settings.epochs // every if every else 1
@@ -66,7 +66,7 @@ def _describe(built: BuiltStage) -> tuple[list[tuple[str, str]], float]:
     trained = sum(p.numel() * p.element_size() for p in stage.parameters())
     rows = [
         ("samples", f"{len(data.train)} to train, {len(data.held)} to judge ({data.split})"),
-        ("inputs", f"{tuple(batch['inputs'].shape)}, {data.train.info.num_classes} classes"),
+        *(_text_rows(built, batch) if built.text else [("inputs", _inputs(built, batch))]),
         *((f"role {name}", _role(name, built)) for name in stage.observers),
         *((f"taps of {name}", taps) for name, taps in _taps(built)),
         ("terms", _terms(built)),
@@ -79,6 +79,24 @@ def _describe(built: BuiltStage) -> tuple[list[tuple[str, str]], float]:
         ),
     ]
     return rows, total
+
+
+def _inputs(built: BuiltStage, batch: Batch) -> str:
+    return f"{tuple(batch['inputs'].shape)}, {built.data.train.info.num_classes} classes"
+
+
+def _text_rows(built: BuiltStage, batch: Batch) -> list[tuple[str, str]]:
+    """What is known of text: its tokenizer, how full batches are, what was cut."""
+    source: Any = built.data.train
+    seen = int(batch["inputs"]["attention_mask"].sum())
+    size = batch["labels"].numel()
+    tokenizer = source.tokenizer
+    rows = [
+        ("tokenizer", f"{tokenizer.name}, {tokenizer.vocabulary:,} tokens, fingerprint {tokenizer.fingerprint}"),
+        ("tokens", f"{source.targets:,} to predict an epoch, {len(source.sequences):,} sequences"),
+        ("batch", f"{tuple(batch['labels'].shape)}, {seen / size:.0%} of it tokens"),
+    ]
+    return [*rows, *(("note", note) for note in source.notes)]
 
 
 def _role(name: str, built: BuiltStage) -> str:

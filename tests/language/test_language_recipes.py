@@ -11,6 +11,7 @@ from language.corpus import tiny, tokenizer
 from limbeck.errors import CacheError, RecipeError
 from limbeck.recipes.arms import run_arms
 from limbeck.recipes.cache import cache_recipe
+from limbeck.recipes.check import check_recipe
 from limbeck.recipes.load import laid_over, load_recipe, read_mapping
 from limbeck.recipes.run import evaluate_run, export_run, run_recipe
 from limbeck.report.language import report_arms, show_arms
@@ -91,6 +92,16 @@ def test_a_cached_run_equals_the_live_one_to_the_rounding_of_its_codec(tmp_path,
     assert found["token_agreement"]["kl_teacher_student"] == pytest.approx(
         live["token_agreement"]["kl_teacher_student"], abs=2e-3
     )
+
+
+def test_check_tells_what_a_run_on_text_would_be(roles):
+    found = check_recipe(recipe(roles=roles))
+    (rows,) = found.tables.values()
+    about = dict(rows)
+    assert about["tokens"] == "1,536 to predict an epoch, 32 sequences"
+    assert about["batch"] == "(8, 48), 100% of it tokens"
+    assert about["role student"].endswith("trains")
+    assert "8 of" in about["steps"]
 
 
 def test_a_cache_of_other_text_is_refused_before_training(tmp_path, roles):
