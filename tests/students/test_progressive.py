@@ -111,7 +111,7 @@ def test_a_run_trains_one_member_after_the_other_and_its_loss_falls_with_each() 
     loader = Loader(as_source((images, labels)), batch_size=32)
     teacher = build_model("mlp", num_classes=3, input_shape=SHAPE)
     method = build_method("mamba_pkd", alpha=1.0)
-    settings = TrainSettings(epochs=9, optimizer="adam", lr=0.05, weight_decay=0.0, schedule="constant")
+    settings = TrainSettings(epochs=36, optimizer="adam", lr=0.02, weight_decay=0.0, schedule="constant")
     seen: list[tuple[int, float]] = []
 
     stage = Stage(
@@ -121,17 +121,17 @@ def test_a_run_trains_one_member_after_the_other_and_its_loss_falls_with_each() 
     assert student._active == 1
     first = copy.deepcopy(student.members[0].state_dict())
     batch = next(iter(loader.epoch(0)))
-    for epoch in range(9):
+    for epoch in range(36):
         for each in loader.epoch(epoch):
             stage._train_step(each)
         with torch.no_grad():
             loss = nn.functional.cross_entropy(student(batch["inputs"]), batch["labels"])
             seen.append((student._active, loss.item()))
-        if epoch == 2:
+        if epoch == 11:
             first_done = copy.deepcopy(student.members[0].state_dict())
-    assert [active for active, _ in seen] == [1, 1, 2, 2, 2, 3, 3, 3, 3]
+    assert [active for active, _ in seen] == [1] * 11 + [2] * 12 + [3] * 13
     losses = [loss for _, loss in seen]
-    assert losses[8] < losses[4] < losses[1] < 1.0
+    assert losses[35] < losses[22] < losses[10] < 1.0
     ended = student.members[0].state_dict()
     assert any(not torch.equal(first[n], t) for n, t in first_done.items())
     assert all(torch.equal(ended[n], t) for n, t in first_done.items())
