@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -37,7 +39,7 @@ def standardize(logits: Tensor, *, eps: float = 0.0) -> Tensor:
         ``[..., C]``, float32 or better, row mean 0 and (for ``eps`` 0) row deviation 1.
 
     Raises:
-        ValueError: there is one class only.
+        ValueError: there is one class only, or ``eps`` is negative.
 
     References:
         Sun et al., "Logit Standardization in Knowledge Distillation", arXiv 2403.01427.
@@ -48,6 +50,8 @@ def standardize(logits: Tensor, *, eps: float = 0.0) -> Tensor:
     """
     if logits.shape[-1] < 2:
         raise ValueError("logits of a single class cannot be standardised")
+    if not eps >= 0:
+        raise ValueError(f"eps is {eps}, but should be 0 or more")
     centred = logits - logits.mean(-1, keepdim=True)
     if eps > 0:
         return centred / (centred.std(-1, keepdim=True) + eps)
@@ -63,18 +67,35 @@ LOGIT_TRANSFORMS: dict[str, LogitTransform] = {"identity": identity, "standardiz
 """Transforms by the name that recipes use."""
 
 
-def logit_transform(name: str) -> LogitTransform:
+def logit_transform(name: str, **options: float) -> LogitTransform:
     """Returns the logit transform called ``name``.
 
+    Args:
+        name: one of :data:`LOGIT_TRANSFORMS`.
+        options: its keyword arguments, as ``eps`` of :func:`standardize`.
+
     Raises:
-        ValueError: none has that name; the message proposes a near match.
+        ValueError: none has that name, or an option is unknown or out of its range; the message proposes a near match.
 
     Example:
         >>> logit_transform("standardize") is standardize
         True
+        >>> logit_transform("standardize", eps=1.0)(torch.tensor([[1.0, 2.0, 3.0]]))
+        tensor([[-0.5000,  0.0000,  0.5000]])
     """
     if name not in LOGIT_TRANSFORMS:
         near = difflib.get_close_matches(name, LOGIT_TRANSFORMS, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(LOGIT_TRANSFORMS)}"
         raise ValueError(f"unknown logit transform '{name}'; {hint}")
-    return LOGIT_TRANSFORMS[name]
+    transform = LOGIT_TRANSFORMS[name]
+    if not options:
+        return transform
+    known = [p.name for p in inspect.signature(transform).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for option, value in options.items():
+        if option not in known:
+            raise ValueError(f"logit transform '{name}' has no option '{option}'; known: {', '.join(known) or 'none'}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"{option} of logit transform '{name}' should be a number, not {value!r}")
+    chosen = partial(transform, **options)
+    chosen(torch.zeros(1, 2))  # refuses a value out of range here, and not at the first step
+    return chosen

@@ -145,7 +145,8 @@ def make_method(spec: Mapping[str, Any]) -> tuple[Method, dict[str, Weight]]:
     """Returns a method and the weights that a recipe's ``method`` section sets.
 
     Args:
-        spec: ``name``, hyperparameters, ``weights`` and ``logit_transform``; or ``methods``, a list of those with a
+        spec: ``name``, hyperparameters, ``weights`` and ``logit_transform`` (a name, or a mapping of ``name`` and
+            options); or ``methods``, a list of those with a
             ``weight`` each, to be used at once.
 
     Raises:
@@ -175,7 +176,9 @@ def make_method(spec: Mapping[str, Any]) -> tuple[Method, dict[str, Weight]]:
                 f"method '{name}' compares no logits, so logit_transform has nothing to change; remove it"
             )
         try:
-            method.logit_transform = logit_transform(str(transform))
+            chosen = transform if isinstance(transform, Mapping) else {"name": transform}
+            further = {str(key): value for key, value in chosen.items() if key != "name"}
+            method.logit_transform = logit_transform(str(chosen.get("name", "")), **further)
         except ValueError as error:
             raise RecipeError(f"method '{name}': {error}") from None
     return method, given

@@ -67,3 +67,24 @@ def test_transforms_are_found_by_name() -> None:
     assert all(transform(logits).shape == logits.shape for transform in LOGIT_TRANSFORMS.values())
     with pytest.raises(ValueError, match="did you mean 'standardize'"):
         logit_transform("standardise")
+
+
+def test_options_of_a_transform() -> None:
+    logits = _logits().detach()
+    assert torch.equal(logit_transform("standardize", eps=0.3)(logits), standardize(logits, eps=0.3))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epsilon": 1.0}, "known: eps"),
+        ({"eps": -1.0}, "0 or more"),
+        ({"eps": "small"}, "number"),
+        ({"eps": True}, "number"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        logit_transform("standardize", **options)
+    with pytest.raises(ValueError, match="no option 'eps'"):
+        logit_transform("identity", eps=1.0)

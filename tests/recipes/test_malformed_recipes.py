@@ -181,6 +181,8 @@ def test_file_that_is_no_recipe_is_refused(
         ("transforms=[mixupp]", "Did you mean 'mixup'"),
         ("data.augment=[flop]", "Did you mean 'flip'"),
         ("method.logit_transform=standardise", "standardize"),
+        ("method.logit_transform={name: standardize, eps: -1}", "0 or more"),
+        ("method.logit_transform={name: standardize, epsilon: 1}", "known: eps"),
     ],
 )
 def test_mistake_is_explained(override: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
