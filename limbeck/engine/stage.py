@@ -13,7 +13,7 @@ from limbeck import streams
 from limbeck.engine import distributed, sharding, stage_checkpoint
 from limbeck.engine.epoch_metrics import EpochMetrics
 from limbeck.engine.gradients import Gradients
-from limbeck.engine.holdout import holdout_for
+from limbeck.engine.holdout import check_second_order, holdout_for
 from limbeck.engine.interruption import Interrupted, StopRequest
 from limbeck.engine.optimization import build_optimizer, learning_rate, player_settings
 from limbeck.engine.preflight import dry_run, fit
@@ -94,6 +94,7 @@ class Stage:
             )
         self.method, self.task, self.loader, self.settings = method, task, loader, settings
         self.name, self.seed, self.step = name, seed, 0
+        check_second_order(method, settings)
         self._holdout = holdout_for(method, holdout)
         self._transforms, self._evaluate = tuple(transforms), evaluate
         self._folder = folder if distributed.rank() == 0 else None

@@ -119,6 +119,10 @@ class Method(nn.Module):
     """Whether samples without a label are of use; data that is labelled in part is refused otherwise."""
     extends_student: ClassVar[bool] = False
     """Whether :meth:`finish` returns more than the student: parts of the method or of the teacher beside it."""
+    second_order: bool = False
+    """Whether :meth:`observe` differentiates through a step of a learner, which is then neither compiled nor sharded.
+
+    Its observer offers :meth:`~limbeck.teachers.provider.Observer.lookahead` for that."""
     refreshes: bool = False
     """Whether :meth:`refresh` does something; a loop without epochs refuses such a method."""
     optimizers: ClassVar[Mapping[str, Mapping[str, Any]]] = {}

@@ -52,6 +52,7 @@ class Combined(Method):
             "extends_student": any(m.extends_student for m in every),
             "semi_supervised": all(m.semi_supervised for m in every),
             "refreshes": any(m.refreshes for m in every),
+            "second_order": any(m.second_order for m in every),
             "optimizers": {who: settings for m in reversed(every) for who, settings in m.optimizers.items()},
         }.items():
             setattr(self, name, value)

@@ -74,17 +74,39 @@ class Observer:
             signals = replace(signals, views={v: self._run(batch.inputs_for(self.role, v)) for v in self.views})
         return signals
 
-    def _run(self, inputs: Any) -> Signals:
+    def _run(self, inputs: Any, model: nn.Module | None = None) -> Signals:
         if self._channels_last and isinstance(inputs, torch.Tensor) and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         context = nullcontext() if self._autocast is None else torch.autocast(_device_type(inputs), self._autocast)
         if self.taps.groups:
             self.taps.listen()
         with context:
-            signals = self.task.run(self.model, inputs, self._wanted)
+            signals = self.task.run(self.model if model is None else model, inputs, self._wanted)
         if self.taps.groups:
             signals = replace(signals, features=self.taps.collect())
         return signals if self._autocast is None else signals.map(_full_precision)
+
+    def lookahead(self, batch: Batch, losses: Tensor, rate: float) -> Signals:
+        """Returns what the model would say about a batch after one step of gradient descent.
+
+        The gradient of what it returns goes through the step, to all that the losses depend on. The step is taken on
+        the mean of ``losses`` over all processes, in every parameter that trains; neither the model's parameters nor
+        its buffers change.
+
+        Args:
+            batch: what the moved model sees.
+            losses: one loss a sample of this process, with a graph to the model's parameters.
+            rate: length of the step.
+        """
+        model = getattr(self.model, "_orig_mod", self.model)
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        slopes = torch.autograd.grad(losses.sum(), list(named.values()), create_graph=True, allow_unused=True)
+        count, slopes = _over_processes(len(losses), slopes)
+        moved = {
+            name: p if slope is None else p - (rate / count) * slope for (name, p), slope in zip(named.items(), slopes)
+        }
+        copies = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        return self._run(batch.inputs_for(self.role), _Moved(model, {**moved, **copies}))
 
     def close(self) -> None:
         """Removes the taps."""
@@ -101,6 +123,30 @@ def _device_type(inputs: Any) -> str:
     """Returns where inputs are: a tensor, or a mapping of tensors."""
     tensor = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
     return tensor.device.type
+
+
+class _Moved(nn.Module):
+    """A model with other tensors in place of its parameters and buffers; the model itself is no part of it."""
+
+    def __init__(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._model_and_tensors = (model, dict(tensors))
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """Returns what the model gives with these tensors."""
+        model, tensors = self._model_and_tensors
+        return torch.func.functional_call(model, tensors, inputs, named)
+
+
+def _over_processes(count: int, slopes: Sequence[Tensor | None]) -> tuple[int, list[Tensor | None]]:
+    """Returns the number of samples and the summed gradients of all processes; these are differentiable."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return count, list(slopes)
+    from torch.distributed.nn.functional import all_reduce
+
+    samples = torch.tensor([count])
+    torch.distributed.all_reduce(samples)
+    return int(samples), [None if slope is None else all_reduce(slope) for slope in slopes]
 
 
 def _full_precision(tensor: Tensor) -> Tensor:

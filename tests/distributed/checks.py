@@ -22,7 +22,7 @@ from limbeck.engine import distributed, sharding
 from limbeck.engine.roles import Role
 from limbeck.engine.run_folder import RunFolder
 from limbeck.errors import DataError, NonFiniteLossError, RunFolderError
-from limbeck.methods.base import build_method
+from limbeck.methods.base import build_method, methods
 from limbeck.signals import Batch
 from limbeck.tasks.classification import Classification
 from limbeck.teachers.cache import CachedTeacher, write_cache
@@ -50,7 +50,8 @@ def trained(name: str, config: dict[str, Any], folder: Path, **train: Any) -> di
 def gradient_checks() -> Iterator[tuple[str, Check]]:
     for name, config in variants():
         case, check = label((name, config)), functools.partial(trained, name, config)
-        for kind in ("ddp", "fsdp"):
+        # Where a method differentiates through a step, FSDP is refused.
+        for kind in ("ddp",) if methods[name].part.second_order else ("ddp", "fsdp"):
             yield f"{case} {kind}", functools.partial(check, sharding=kind)
         if not build_method(name, **config).batch_coupled:
             yield f"{case} micro", functools.partial(check, micro_batches=2)

@@ -14,10 +14,14 @@ from limbeck.functional.balanced_divergences import certainty_weights, entropy
 from limbeck.functional.classification import cross_entropy
 from limbeck.functional.divergences import kl
 from limbeck.functional.influence import hessian_vector_product, influence_weights
+from limbeck.functional.trilateral import trilateral_features
 from limbeck.methods.base import Passes, Setup, build_method
 from limbeck.methods.logit.kd_aif import KDAIF
+from limbeck.methods.logit.tgeo_kd import TGeoKD
 from limbeck.schedules import Progress
 from limbeck.signals import Signals, as_term
+from limbeck.tasks.classification import Classification
+from limbeck.teachers.provider import Observer
 
 Results = dict[str, Any]
 
@@ -105,3 +109,46 @@ def _linear(weight: Tensor) -> nn.Module:
     with torch.no_grad():
         head.weight.copy_(weight)
     return nn.Sequential(OrderedDict(head=head))
+
+
+@replays("tgeo-kd")
+def trilateral_geometry(case: Case) -> Results:
+    """A linear student without bias; the class means are those of the file's own samples."""
+    config, labels, teacher = case.config, case.input("labels_train"), case.input("teacher_logits")
+    model = _linear(case.input("student.weight"))
+    weight = model.get_parameter("head.weight")
+    method = build_method("tgeo_kd", temperature=config["temperature"], step_size=config["inner_lr"])
+    assert isinstance(method, TGeoKD)
+    signals = {"teacher": Signals(logits=teacher)}
+    method.build(Setup(signals=signals, models={}))
+    for layer in method.controller:
+        if isinstance(layer, nn.LeakyReLU):
+            layer.negative_slope = config.get("leaky_relu_slope", 0.01)
+    layers = {f"fc{number}": f"controller.{2 * number - 2}" for number in (1, 2, 3)}
+    names = {f"controller.{fc}.{part}": f"{ours}.{part}" for fc, ours in layers.items() for part in ("weight", "bias")}
+    parameters = case.load_into(method, names)
+    batch = batch_of(labels, inputs=case.input("x_train"))
+    batch["holdout"] = batch_of(case.input("labels_val"), inputs=case.input("x_val"))
+    method.prepare(lambda: iter([(batch, signals)]))
+    observer = Observer("student", model, Classification())
+    said = method.observe(batch, {"student": observer, "teacher": lambda _: signals["teacher"]})
+    terms = method(batch, **said)
+    lower, upper = total(method, terms, ("kd", "ce")), total(method, terms, ("held_out",))
+    alpha = method.alpha(batch, said["student"], said["teacher"])
+    student = said["student"].logits
+    assert student is not None
+    distilled = kl(student, teacher, temperature=config["temperature"], reduction="none")
+    # The authors' script gives probabilities to a cross-entropy that expects logits.
+    twice = cross_entropy(torch.softmax(student, 1), labels, reduction="none")
+    slope = gradients(lower, {"student.weight": weight})
+    return {
+        "out.features": trilateral_features(student, teacher, method.class_probabilities, labels),
+        "out.teacher_class_mean": method.class_probabilities[labels],
+        "out.alpha": alpha,
+        "out.loss_lower": lower,
+        "out.loss_lower_as_released": (alpha * distilled + (1 - alpha) * twice).mean(),
+        "out.loss_outer": upper,
+        "out.student_weight_after_inner": weight - config["inner_lr"] * slope["grad.student.weight"],
+        **slope,
+        **gradients(upper, parameters, "__outer"),
+    }
