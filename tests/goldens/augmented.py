@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from goldens.drive import batch_of, total
 from goldens.replay import Case, gradients, replays
 from limbeck.functional.affine_warp import reparameterised, warp, warp_matrices
+from limbeck.functional.web_images import confident_samples, disagreement_weights, mix_distributions, teacher_share
 from limbeck.methods.base import build_method
+from limbeck.methods.feature.kd3 import KD3
+from limbeck.methods.feature.simkd import ReusedClassifier
 from limbeck.signals import Signals, as_term
 from limbeck.transforms.hard import augmentor_is_next, augmentor_loss
 from limbeck.transforms.partial_mixup import blend, leave_unmixed
@@ -86,3 +89,67 @@ def _phases(disagreements: list[float], config: dict[str, float]) -> list[int]:
         found.append(int(training))
         training = augmentor_is_next(training, disagreement, config["loss_min"], config["loss_max"])
     return found
+
+
+@replays("KD^3: dynamic instance selection, weighted feature alignment, MixDistribution, contrastive alignment")
+def kd3(case: Case) -> dict[str, Tensor]:
+    config = case.config
+    share = teacher_share(config["epoch"], period=config["schedule_period"], last=config["max_epoch"])
+    chosen = confident_samples(
+        case.input("pool_logits_s"), case.input("pool_logits_t"), share=share, cutoff=config["p_cutoff"]
+    )
+    leaves = {name: case.input(name, requires_grad=True) for name in ("feat_s", "emb", "emb_aug")}
+    theirs = case.input("feat_t")
+    method = _kd3_without_projection(case, leaves["emb"].shape[1])
+    style = Signals(features={"pooled": (leaves["emb_aug"],)})
+    student = Signals(features={"stages": (leaves["feat_s"],), "pooled": (leaves["emb"],)}, views={"mixed": style})
+    teacher = Signals(features={"stages": (theirs,), "pooled": (leaves["emb"],)}, views={"mixed": style})
+    terms = method(batch_of(torch.zeros(len(theirs), dtype=torch.long)), student=student, teacher=teacher)
+    loss = total(method, terms, ("feature", "contrast"))
+    logits = [maps.mean((2, 3)) @ case.input("cls_w").T + case.input("cls_b") for maps in (leaves["feat_s"], theirs)]
+    contrast = as_term(terms["contrast"]).mean()
+    feature = as_term(terms["feature"]).mean()
+    found = {
+        "out.alpha": torch.tensor(share, dtype=torch.float64),
+        "out.max_prob": chosen.confidence,
+        "out.pred": chosen.predicted,
+        "out.class_threshold": chosen.thresholds,
+        "out.selected": chosen.selected.nonzero().squeeze(1),
+        "out.sample_weight": disagreement_weights(*logits, eps=_PAIRWISE_EPS),
+        "out.loss_feat": feature,
+        "out.x_mixdist": mix_distributions(
+            case.input("x"), case.input("perm"), case.input("lam").flatten(), eps=config["eps"]
+        ),
+        "out.loss_contrast": contrast,
+        "out.total": loss,
+    }
+    return {
+        **found,
+        **gradients(feature, {"feat_s": leaves["feat_s"]}),
+        **gradients(contrast, {name: leaves[name] for name in ("emb", "emb_aug")}),
+    }
+
+
+_PAIRWISE_EPS = 1e-6
+"""PyTorch's ``PairwiseDistance`` adds it to every difference."""
+
+
+def _kd3_without_projection(case: Case, embedding: int) -> KD3:
+    """The method as though its projector and both heads were the identity, which the file's arrays come from."""
+    method = build_method(
+        "kd3", mix_weight=case.config["mix_weight"], temperature=case.config["temp"], distance_eps=_PAIRWISE_EPS
+    )
+    assert isinstance(method, KD3)
+    classes, channels = case.input("cls_w").shape
+    projector, head = nn.Conv2d(channels, channels, 1, bias=False), nn.Linear(channels, classes)
+    method.head, method.teacher_head = (nn.Linear(embedding, embedding) for _ in range(2))
+    method.classifier = ReusedClassifier(projector, head, tuple(case.input("feat_t").shape[2:]))
+    method.double()
+    with torch.no_grad():
+        projector.weight.copy_(torch.eye(channels).view(channels, channels, 1, 1))
+        method.classifier.head.weight.copy_(case.input("cls_w"))
+        method.classifier.head.bias.copy_(case.input("cls_b"))
+        for own in (method.head, method.teacher_head):
+            own.weight.copy_(torch.eye(embedding))
+            own.bias.zero_()
+    return method
