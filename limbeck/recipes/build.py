@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from limbeck import streams
 from limbeck.data.load import Split, load_data
 from limbeck.data.loader import Loader
-from limbeck.data.partly_labelled import keep_labels
+from limbeck.data.partly_labelled import PartlyLabelled, keep_labels
 from limbeck.data.source import Source
-from limbeck.data.subsets import hold_out
+from limbeck.data.subsets import hold_out, subset
 from limbeck.engine import distributed
 from limbeck.engine.preflight import tap_groups
 from limbeck.engine.reporter import Reporter
@@ -114,6 +115,7 @@ def build_data(
         apart = Loader(kept_out, (), batch_size=size, seed=seed, normalize=spec.normalize, **ranks)
     if spec.labelled is not None:
         train = keep_labels(train, spec.labelled)
+    train = _asked_about(train, spec)
     loader = Loader(
         train, usual, batch_size=train_settings.batch_size, seed=seed, shuffle=shuffle,
         labelled_per_batch=spec.labelled_per_batch if shuffle else None,
@@ -122,6 +124,21 @@ def build_data(
     )  # fmt: skip
     held_loader = Loader(held, (), batch_size=max(256, train_settings.batch_size), seed=seed, shuffle=False, **common)
     return StageData(train, held, split, loader, held_loader, apart)
+
+
+def _asked_about(source: Source, spec: DataSpec) -> Source:
+    """Returns the samples that a recipe names by number, with the labels that it leaves them.
+
+    Raises:
+        RecipeError: there is no sample of that number.
+    """
+    for key in ("label_ids", "use_ids"):
+        numbers = getattr(spec, key) or ()
+        if max(numbers, default=0) >= len(source):
+            raise RecipeError(f"data.{key} names sample {max(numbers)}, but there are {len(source)}, from 0 on")
+    if spec.label_ids is not None:
+        source = PartlyLabelled(source, np.asarray(spec.label_ids, dtype=np.int64))
+    return source if spec.use_ids is None else subset(source, np.asarray(spec.use_ids, dtype=np.int64))
 
 
 MethodLike = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | Method

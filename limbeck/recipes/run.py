@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,8 @@ from limbeck.errors import RunFolderError
 from limbeck.evaluate import evaluate, planned, predict
 from limbeck.evaluate.plan import Wanted
 from limbeck.export import ModelCard, export_onnx, save_student
-from limbeck.recipes.build import BuiltStage, build_stage
+from limbeck.recipes.active import asked, run_rounds
+from limbeck.recipes.build import BuiltStage, accuracy_on, build_stage
 from limbeck.recipes.load import as_plain, load_recipe
 from limbeck.recipes.schema import Recipe, StageSpec
 from limbeck.students.loading import load_weights, save_weights
@@ -100,10 +101,8 @@ def default_folder(recipe: Any, plain: dict[str, Any]) -> Path:
 def _run_stages(
     recipe: Recipe, path: Path, folder: RunFolder | None, *, trust: bool, reporter: Reporter | None
 ) -> BuiltStage:
-    built: BuiltStage | None = None
-    for number, spec in enumerate(recipe.stages):
-        left = path / "stages" / spec.name
-        built = build_stage(
+    def build(spec: StageSpec) -> BuiltStage:
+        return build_stage(
             recipe,
             spec,
             trust=trust,
@@ -111,19 +110,35 @@ def _run_stages(
             reporter=reporter,
             earlier=lambda name, model: _load_left(path, name, "student", model),
         )
-        if distributed.on_first((left / "done").exists):
-            for role, model in built.stage.learners.items():
-                _load_left(path, spec.name, role, model)
-            load_weights(built.stage.method, left / "method.safetensors") if any(
-                True for _ in built.stage.method.state_dict()
-            ) else None
-            continue
-        if number:
-            _go_on(recipe.stages[number - 1], spec, path, built)
-        built.stage.run()
-        distributed.on_first(partial(_leave, left, built))
+
+    if recipe.active is not None:
+        return run_rounds(recipe, path, build, partial(_train, path), _accuracy)
+    built: BuiltStage | None = None
+    for number, spec in enumerate(recipe.stages):
+        built = build(spec)
+        go_on = partial(_go_on, recipe.stages[number - 1], spec, path, built) if number else None
+        _train(path, built, spec.name, go_on)
     assert built is not None
     return built
+
+
+def _train(path: Path, built: BuiltStage, name: str, go_on: Callable[[], None] | None = None) -> None:
+    """Runs a stage, or takes back what it left when it is done."""
+    left = path / "stages" / name
+    if not distributed.on_first((left / "done").exists):
+        if go_on is not None:
+            go_on()
+        built.stage.run()
+        distributed.on_first(partial(_leave, left, built))
+        return
+    for role, model in built.stage.learners.items():
+        _load_left(path, name, role, model)
+    if any(True for _ in built.stage.method.state_dict()):
+        load_weights(built.stage.method, left / "method.safetensors")
+
+
+def _accuracy(built: BuiltStage) -> float:
+    return accuracy_on(built.stage.student(), built.data.held_loader, built.task)
 
 
 def _load_left(path: Path, stage: str, role: str, model: nn.Module) -> None:
@@ -163,6 +178,7 @@ def _conclude(recipe: Recipe, built: BuiltStage, folder: RunFolder | None) -> No
         "method": last.method_name,
         "seed": recipe.seed,
         "split": built.data.split,
+        **asked(folder.path),
     }
     info = built.data.train.info
     card = ModelCard(

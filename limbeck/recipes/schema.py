@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -96,6 +96,12 @@ class DataSpec(_Strict):
     labelled_per_batch: Count | None = Field(
         None, description="how many samples of every training batch are labelled ones; as it happens when absent"
     )
+    label_ids: tuple[WholeNumber, ...] | None = Field(
+        None, description="numbers of the training samples that keep their labels; the others are unlabelled"
+    )
+    use_ids: tuple[WholeNumber, ...] | None = Field(
+        None, description="numbers of the training samples to use; all when absent"
+    )
     augment: tuple[str | dict[str, Any], ...] | None = Field(
         None, description="augmentation; the data set's usual one when absent, [] for none"
     )
@@ -135,6 +141,20 @@ _USUAL = {"causal-lm": ("token_loss", "token_agreement", "writing", "size")}
 """Evaluations of tasks other than classification, where a recipe names none."""
 
 
+class ActiveSpec(_Strict):
+    """Rounds of training and asking: the recipe's stage is repeated with what was asked about in between."""
+
+    selector: str | dict[str, Any] = Field(description="what chooses the samples: a name, or {name: ..., option: ...}")
+    ask: Literal["labels", "teacher"] = Field(
+        "labels",
+        description="labels: an oracle gives labels, the teacher answers for the whole pool; teacher: the teacher "
+        "answers for the chosen samples, which alone are trained on",
+    )
+    start: Count = Field(10, description="samples whose labels are known at the start, balanced over classes")
+    queries: Count = Field(10, description="samples that are asked about after a round")
+    rounds: Count = Field(5, description="how often samples are asked about; the student trains once more than that")
+
+
 class Recipe(_Strict):
     """A resolved recipe: stages in order, each complete."""
 
@@ -144,6 +164,7 @@ class Recipe(_Strict):
         ("accuracy", "agreement", "calibration", "cost"),
         description="evaluations of the final student: names, or mappings of name and options",
     )
+    active: ActiveSpec | None = Field(None, description="rounds of asking about samples of the training data")
     stages: tuple[StageSpec, ...] = Field(description="phases, each with task, data, roles, method, train")
 
     @model_validator(mode="before")

@@ -43,7 +43,8 @@ class ModelTransform(Transform):
     """Base of transforms that run models: attacks, learned augmentation.
 
     It sees the roles as they are at that step, in eval mode, and must leave their parameters, gradients and buffers as
-    it finds them. What it learns itself travels in :meth:`state_dict`, so that a resumed run goes on with the same bits.
+    it finds them. What it learns itself travels in :meth:`state_dict`, so that a resumed run goes on with the same
+    bits.
 
     Attributes:
         runs: roles that it runs.

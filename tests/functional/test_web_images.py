@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity
@@ -18,7 +20,7 @@ from limbeck.functional.web_images import (
 def test_the_share_of_the_teacher_falls_and_ends() -> None:
     shares = [teacher_share(epoch) for epoch in range(160)]
     assert all(0 <= share <= 1 for share in shares)
-    assert all(later <= earlier for earlier, later in zip(shares, shares[1:]))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(shares))
     assert shares[119] == pytest.approx(0.2684, abs=1e-3)
     assert shares[120:] == [0.0] * 40
 
