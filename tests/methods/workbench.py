@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from limbeck.engine.combine import combine, term_means
 from limbeck.engine.holdout import HoldOut
 from limbeck.engine.preflight import dry_run, tap_groups
+from limbeck.functional.sparse_targets import top_k
 from limbeck.methods.base import Method, Observed, Passes, Setup, build_method, methods
 from limbeck.methods.sequence.base import SequenceMethod
 from limbeck.schedules import Progress
-from limbeck.signals import Batch, Signals, Terms
+from limbeck.signals import Batch, Signals, Terms, TopK
 from limbeck.tasks.causal_lm import CausalLM
 from limbeck.tasks.classification import Classification
 from limbeck.teachers.live import FrozenTeacher
@@ -125,7 +126,7 @@ class Bench:
         """A batch with the views, and the inputs of transforms, that the method needs."""
         if isinstance(self.method, SequenceMethod):
             every = sequence_batch(SAMPLES, slice(start, start + rows), views=self.method.needs.views)
-            read = {"inputs", "index", "views", "epoch", *self.method.needs.batch}
+            read = {"inputs", "index", "views", "epoch", *self._entries()}
             return Batch((key, value) for key, value in every.items() if key in read)
         batch = make_batch(rows, start=start, views=self.method.needs.views)
         if self.method.needs.holdout == "batches":
@@ -141,9 +142,13 @@ class Bench:
     def terms(self, batch: Batch | None = None) -> Terms:
         """The method's terms on a batch that holds no entry but those the method needs."""
         batch = self.batch() if batch is None else batch
-        visible = {"inputs", "index", "views", "epoch", *self.method.needs.batch}
+        visible = {"inputs", "index", "views", "epoch", *self._entries()}
         shown = Batch((key, value) for key, value in batch.items() if key in visible)
         return self.method(shown, **self.signals(batch))
+
+    def _entries(self) -> frozenset[str]:
+        """Entries of a batch that the method reads, and those that it reads where they are there."""
+        return self.method.needs.batch | getattr(self.method, "optional_entries", frozenset())
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Everything that trains, by name."""
@@ -189,6 +194,17 @@ class Bench:
         return self.batch(start=step * ROWS % SAMPLES)
 
 
+class _Truncated(CausalLM):
+    """A model of which only the three likeliest tokens are told, as a cache or a server does."""
+
+    def run(self, model: nn.Module, inputs: Any, wanted: frozenset[str] = frozenset()) -> Signals:
+        """Returns ``topk``."""
+        signals = super().run(model, inputs, wanted)
+        logits = signals.hidden.logits() if signals.hidden is not None else signals.logits
+        kept = top_k(logits, 3)
+        return Signals(topk=TopK(kept.logprobs, kept.indices, kept.tail, logits.shape[-1]))
+
+
 def _restricted(signals: Signals, needed: frozenset[str]) -> Signals:
     """Leaves out what a method does not say it needs."""
     groups = {s.removeprefix("features.") for s in needed if s.startswith("features.")}
@@ -196,6 +212,7 @@ def _restricted(signals: Signals, needed: frozenset[str]) -> Signals:
     return Signals(
         logits=signals.logits if "logits" in names else None,
         hidden=signals.hidden if "hidden" in names else None,
+        topk=signals.topk if "topk" in names else None,
         features={group: maps for group, maps in signals.features.items() if group in groups},
         views={view: _restricted(s, needed) for view, s in signals.views.items()},
     )
@@ -213,7 +230,8 @@ def bench(name: str, config: dict[str, Any] | None = None, *, init_seed: int = 0
         if isinstance(method, SequenceMethod):
             model = LanguageModel(6 if role in method.learners else 9, seed=1 + 10 * number).double()
             kind = Observer if role in method.learners else FrozenTeacher
-            observers[role] = kind(role, model, CausalLM(), {}, views, wanted=method.needs.roles[role])
+            task = _Truncated() if "sparse" in (config or {}) and role == "teacher" else CausalLM()
+            observers[role] = kind(role, model, task, {}, views, wanted=method.needs.roles[role])
             if role in method.learners:
                 learners[role] = model
             else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -68,6 +68,8 @@ class SequenceMethod(Method):
     """
 
     average: Average = "token_mean"
+    optional_entries: ClassVar[frozenset[str]] = frozenset()
+    """Entries of a batch that the method reads where they are there."""
 
     def position_losses(
         self,

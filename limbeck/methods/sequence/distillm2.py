@@ -142,17 +142,18 @@ class DistiLLM2(SequenceMethod):
     @torch.no_grad()
     def _observe(self, name: str, log_q: Tensor, log_p: Tensor) -> None:
         """Adds the distances of a batch to those from which the anchors will be taken."""
-        if not self.training or bool(self.anchors.any()):
+        if not self.training or int(self._steps) >= self.anchor_steps:
             return
         gap = log_p.exp() - log_q.exp() if name == "skew_kl" else log_q.exp() - log_p.exp()
         place = 0 if name == "skew_kl" else 2
         self._gaps[place : place + 2] += torch.stack([gap.sum(), gap.new_tensor(float(len(gap)))]).to(self._gaps)
 
     def after_step(self, progress: Progress) -> None:
-        """Fixes the anchors once enough steps have been seen, from the sequences of all processes."""
+        """Takes the anchors from the sequences of all steps so far and all processes, until there are enough."""
         self._steps += 1
-        if not self.adaptive_skew or int(self._steps) != self.anchor_steps:
+        if not self.adaptive_skew or int(self._steps) > self.anchor_steps:
             return
+        gaps = self._gaps.clone()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(self._gaps)
-        self.anchors.copy_(self._gaps[::2] / self._gaps[1::2].clamp(min=1))
+            torch.distributed.all_reduce(gaps)
+        self.anchors.copy_(gaps[::2] / gaps[1::2].clamp(min=1))

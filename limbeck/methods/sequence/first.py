@@ -11,7 +11,7 @@ from torch import Tensor
 from limbeck.functional.log_divergences import forward_kl
 from limbeck.functional.sparse_targets import top_k
 from limbeck.functional.token_losses import Rule, Scores, Targets, TokenLoss, rows_of
-from limbeck.hyperparameters import Fraction, Positive
+from limbeck.hyperparameters import Count, Fraction, Positive
 from limbeck.methods.base import Needs, register
 from limbeck.methods.sequence.base import STUDENT, Average, SequenceMethod, whole_logits
 from limbeck.signals import Batch, Signals, Terms
@@ -133,7 +133,7 @@ class FIRST(SequenceMethod):
     def __init__(
         self,
         *,
-        k: int = 5,
+        k: Count = 5,
         calibration: Calibration = "probability_temperature",
         temperature: Positive = 0.3,
         smoothing: Fraction = 0.1,

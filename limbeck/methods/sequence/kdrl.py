@@ -79,6 +79,8 @@ class KDRL(SequenceMethod):
         clip: range of the likelihood ratio around 1.
     """
 
+    optional_entries = frozenset({"sampler_logprobs"})
+
     def __init__(
         self,
         *,

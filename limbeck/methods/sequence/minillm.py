@@ -10,7 +10,7 @@ from limbeck.functional.policy import mixed_sampler_log_weight, policy_surrogate
 from limbeck.functional.token_losses import LabelLoss
 from limbeck.hyperparameters import Fraction, NonNegative, Positive
 from limbeck.methods.base import Needs, register
-from limbeck.methods.sequence.base import DENSE_TARGET, STUDENT, SequenceMethod, target_loss, token_log_probabilities
+from limbeck.methods.sequence.base import SequenceMethod, target_loss, token_log_probabilities
 from limbeck.signals import Batch, Signals, Term, Terms
 
 
@@ -51,8 +51,9 @@ class MiniLLM(SequenceMethod):
         future_only: whether a token's return begins with the next one.
     """
 
-    needs = Needs(student={STUDENT}, teacher={DENSE_TARGET}, batch={"labels", "mask"})
+    needs = Needs(student={"logits"}, teacher={"logits"}, batch={"labels", "mask"})
     batch_coupled = True
+    optional_entries = frozenset({"sampler_logprobs"})
 
     def __init__(
         self,

@@ -40,6 +40,7 @@ class OnPolicyDistillation(SequenceMethod):
     """
 
     needs = Needs(student={STUDENT}, teacher={TOKEN_LOGPROBS}, batch={"labels", "mask"})
+    optional_entries = frozenset({"sampler_logprobs", "advantage"})
 
     def __init__(
         self,

@@ -60,6 +60,7 @@ class OPSD(SequenceMethod):
     """
 
     needs = Needs(student={STUDENT}, teacher={DENSE_TARGET}, batch={"labels", "mask"})
+    optional_entries = frozenset({"teacher_mask"})
 
     def __init__(
         self,

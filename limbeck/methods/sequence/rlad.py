@@ -30,7 +30,8 @@ class RLAD(SequenceMethod):
 
     Terms:
         policy: negative clipped surrogate of each token.
-        reference: estimate k3 of the divergence from the reference; only with a weight.
+
+    A ``reference_weight`` adds a term ``reference``, the estimate k3 of the divergence from the reference model.
 
     Args:
         alpha: weight of the sampler in the mixture, the teacher having the rest; 1 is GRPO.
@@ -38,6 +39,8 @@ class RLAD(SequenceMethod):
         reference_weight: weight of ``reference``.
         average: ``sequence_mean`` over sequences of the means over their tokens, as GRPO, or ``token_mean``.
     """
+
+    optional_entries = frozenset({"sampler_logprobs"})
 
     def __init__(
         self,

@@ -54,6 +54,7 @@ class WordKD(SequenceMethod):
     """
 
     needs = Needs(student={STUDENT}, teacher={TARGET}, batch={"labels", "mask"})
+    optional_entries = frozenset({"on_policy"})
 
     def __init__(
         self,
