@@ -63,20 +63,24 @@ class Codec(Protocol):
 codecs: Registry[Callable[..., Codec]] = Registry("codec", "limbeck.teachers.cache.codecs")
 
 
-def codec(name: str, **about: Any) -> Callable[[type[Any]], type[Any]]:
+def codec(name: str, registry: Registry[Any] = codecs, **about: Any) -> Callable[[type[Any]], type[Any]]:
     """Returns a decorator that registers a codec and checks its parameters at construction."""
-    enter = codecs.register(name, **about)
+    enter = registry.register(name, **about)
 
     def decorate(cls: type[Any]) -> type[Any]:
         cls.name = name
         cls.__init__ = validated(f"codec '{name}'", cls.__init__)
-        return enter(cls)  # type: ignore[return-value]
+        return enter(cls)
 
     return decorate
 
 
-def build_codec(spec: str | Mapping[str, Any] | Codec) -> Codec:
-    """Returns the codec that a recipe names: ``topk``, or ``{name: topk, k: 10}``.
+def build_codec(spec: str | Mapping[str, Any] | Any, registry: Registry[Any] = codecs) -> Any:
+    """Returns the codec that a recipe names: ``topk``, or ``{name: topk, k: 10}``; a codec is returned as it is.
+
+    Args:
+        spec: what the recipe says.
+        registry: codecs of images, or those of sequences.
 
     Raises:
         UnknownNameError: no codec has that name.
@@ -87,14 +91,14 @@ def build_codec(spec: str | Mapping[str, Any] | Codec) -> Codec:
         {'k': 10}
     """
     if isinstance(spec, str):
-        return codecs[spec].part()
+        return registry[spec].part()
     if not isinstance(spec, Mapping):
         return spec
     parameters = dict(spec)
     name = parameters.pop("name", None)
     if not isinstance(name, str):
         raise RecipeError(f"a codec needs a name, but got {dict(spec)}")
-    return codecs[name].part(**parameters)
+    return registry[name].part(**parameters)
 
 
 def narrowed(values: np.ndarray, dtype: str, what: str) -> np.ndarray:

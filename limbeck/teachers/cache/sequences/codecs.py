@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor
 
 from limbeck import streams
 from limbeck.errors import CacheError, RecipeError
-from limbeck.hyperparameters import Count, Positive, WholeNumber, validated
+from limbeck.hyperparameters import Count, Positive, WholeNumber
 from limbeck.registry import Registry
 from limbeck.signals import Head, Hidden, Sampled, Signals, TopK
-from limbeck.teachers.cache.codecs.base import Column, narrowed
+from limbeck.teachers.cache.codecs.base import Column, build_codec, codec, narrowed
 from limbeck.teachers.cache.codecs.bits import pack, packed_bytes, unpack, width_of
 from limbeck.teachers.cache.codecs.topk import TopKCodec
 
@@ -76,15 +77,7 @@ sequence_codecs: Registry[Callable[..., SequenceCodec]] = Registry(
 )
 
 
-def _codec(name: str, **about: Any) -> Callable[[type[Any]], type[Any]]:
-    enter = sequence_codecs.register(name, **about)
-
-    def decorate(cls: type[Any]) -> type[Any]:
-        cls.name = name
-        cls.__init__ = validated(f"codec '{name}'", cls.__init__)
-        return enter(cls)  # type: ignore[return-value]
-
-    return decorate
+_codec = functools.partial(codec, registry=sequence_codecs)
 
 
 def build_sequence_codec(spec: str | Mapping[str, Any] | SequenceCodec) -> SequenceCodec:
@@ -98,15 +91,26 @@ def build_sequence_codec(spec: str | Mapping[str, Any] | SequenceCodec) -> Seque
         >>> build_sequence_codec({"name": "sampled", "draws": 50}).parameters
         {'draws': 50, 'seed': 0, 'temperature': 1.0, 'independent': True}
     """
-    if isinstance(spec, str):
-        return sequence_codecs[spec].part()
-    if not isinstance(spec, Mapping):
-        return spec
-    parameters = dict(spec)
-    name = parameters.pop("name", None)
-    if not isinstance(name, str):
-        raise RecipeError(f"a codec needs a name, but got {dict(spec)}")
-    return sequence_codecs[name].part(**parameters)
+    return cast(SequenceCodec, build_codec(spec, sequence_codecs))
+
+
+class _Numbers:
+    """What codecs share that store a vector of floating-point numbers for every token."""
+
+    def __init__(self, *, dtype: Literal["float32", "float16"] = "float16") -> None:
+        self.dtype = dtype
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"dtype": self.dtype}
+
+    def entry_columns(self, classes: int) -> dict[str, Column]:
+        """Nothing: every token has as many numbers."""
+        return {}
+
+    def _narrow(self, values: Tensor, what: str) -> np.ndarray:
+        return narrowed(values.float().cpu().numpy(), self.dtype, what)
 
 
 @_codec("topk", title="The k most likely tokens, the exact mass of the rest and the logsumexp of all logits")
@@ -155,7 +159,7 @@ class TopKTokens:
 
 
 @_codec("full", title="All logits, in full or half precision")
-class FullTokens:
+class FullTokens(_Numbers):
     """Stores every logit: ``4 V`` bytes a token, or ``2 V``; for small vocabularies and for tests.
 
     Args:
@@ -166,24 +170,15 @@ class FullTokens:
     reads: ClassVar[Literal["logits", "hidden"]] = "logits"
 
     def __init__(self, *, dtype: Literal["float32", "float16"] = "float16") -> None:
-        self.dtype = dtype
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {"dtype": self.dtype}
+        super().__init__(dtype=dtype)
 
     def columns(self, classes: int, width: int) -> dict[str, Column]:
         """One column of logits."""
         return {"logits": Column(self.dtype, (classes,))}
 
-    def entry_columns(self, classes: int) -> dict[str, Column]:
-        """Nothing: every token has all logits."""
-        return {}
-
     def encode(self, values: Tensor, keys: np.ndarray) -> Rows:
         """Returns the logits in the codec's type."""
-        return Rows({"logits": narrowed(values.float().cpu().numpy(), self.dtype, "logits")})
+        return Rows({"logits": self._narrow(values, "logits")})
 
     def decode(self, rows: Rows, classes: int, head: Head | None) -> Signals:
         """Returns ``logits``."""
@@ -191,7 +186,7 @@ class FullTokens:
 
 
 @_codec("hidden", title="Final hidden states, with the output layer stored once")
-class HiddenTokens:
+class HiddenTokens(_Numbers):
     """Stores the final hidden state of every token, from which the stored output layer makes the whole distribution.
 
     Exact to the rounding of the states, at ``2 D`` bytes a token: the choice where ``D`` is small, or where divergences
@@ -205,24 +200,15 @@ class HiddenTokens:
     reads: ClassVar[Literal["logits", "hidden"]] = "hidden"
 
     def __init__(self, *, dtype: Literal["float32", "float16"] = "float16") -> None:
-        self.dtype = dtype
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {"dtype": self.dtype}
+        super().__init__(dtype=dtype)
 
     def columns(self, classes: int, width: int) -> dict[str, Column]:
         """One column of states."""
         return {"states": Column(self.dtype, (width,))}
 
-    def entry_columns(self, classes: int) -> dict[str, Column]:
-        """Nothing: every token has one state."""
-        return {}
-
     def encode(self, values: Tensor, keys: np.ndarray) -> Rows:
         """Returns the states in the codec's type."""
-        return Rows({"states": narrowed(values.float().cpu().numpy(), self.dtype, "hidden states")})
+        return Rows({"states": self._narrow(values, "hidden states")})
 
     def decode(self, rows: Rows, classes: int, head: Head | None) -> Signals:
         """Returns ``hidden``: the states with the stored output layer."""
