@@ -67,9 +67,11 @@ def corruptions(
         ]
         for role in clean:
             table[role][kind] = [rate[role] for rate in rates]
-    results = {role: _summary(by_kind, clean[role]) for role, by_kind in table.items()}
+    results = {
+        role: {**_summary(by_kind, clean[role]), "severities": list(severities)} for role, by_kind in table.items()
+    }
     student = results.pop("student")
-    facts: dict[str, Any] = {"severities": list(severities), "samples": len(source)}
+    facts: dict[str, Any] = {"samples": len(source)}
     if "teacher" in table:
         facts["relative_error"] = relative_error(table["student"], table["teacher"])
     return {**student, **facts, **results}

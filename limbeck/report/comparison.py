@@ -288,4 +288,9 @@ def _classes(arms: Sequence[Arm], class_names: Sequence[str]) -> list[Figure | N
     student, other, teacher = best(arms, "distilled"), alone(arms), best(arms, "teacher")
     few = [arm for arm in (teacher, other, student) if arm is not None]
     confusion = confusion_change(other, student, class_names) if student is not None and other is not None else None
-    return [reliability(few, looks), class_accuracies(few, looks, class_names), confusion]
+    return [
+        reliability(few, looks),
+        reliability(few, looks, scaled=True),
+        class_accuracies(few, looks, class_names),
+        confusion,
+    ]

@@ -11,6 +11,7 @@ import yaml
 from limbeck.engine.checkpoint import disk_error, write_atomically
 from limbeck.errors import LimbeckError, RunFolderError
 from limbeck.report.arms import Arm, arms_of
+from limbeck.report.beyond import beyond_sections
 from limbeck.report.comparison import alone, best, comparison_sections
 from limbeck.report.disagreement import Images, disagreements
 from limbeck.report.page import render
@@ -54,7 +55,9 @@ def report_runs(
     names = _class_names(records)
     remarks = list(dict.fromkeys(remark for record in records for remark in record.missing))
     sections = comparison_sections(arms, names)
-    pictures, reason = _pictures(records, arms, names)
+    images, no_images = _images(records)
+    sections += beyond_sections(arms, images)
+    pictures, reason = _pictures(arms, names, images, no_images)
     sections += [pictures] if pictures is not None else []
     sections += [*extra, *_details(records)]
     if reason:
@@ -88,7 +91,9 @@ def _class_names(records: Sequence[RunRecord]) -> tuple[str, ...]:
     return ()
 
 
-def _pictures(records: Sequence[RunRecord], arms: Sequence[Arm], names: Sequence[str]) -> tuple[Section | None, str]:
+def _pictures(
+    arms: Sequence[Arm], names: Sequence[str], images: Images | None, no_images: str
+) -> tuple[Section | None, str]:
     """The grid of pictures, or why there is none."""
     student = best(arms, "distilled") or alone(arms)
     teacher = best(arms, "teacher")
@@ -96,9 +101,8 @@ def _pictures(records: Sequence[RunRecord], arms: Sequence[Arm], names: Sequence
         return None, "no run tells of a teacher and a student"
     if student.predictions is None or teacher.predictions is None:
         return None, "the runs kept no predictions of both teacher and student"
-    images, reason = _images(records)
     if images is None:
-        return None, reason
+        return None, no_images
     other = alone(arms)
     grid = disagreements(student, teacher, images, names, other=None if other is student else other)
     return (

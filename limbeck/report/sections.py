@@ -142,8 +142,8 @@ class Picture:
 
     Attributes:
         png: the image file.
-        truth: the true class.
-        guesses: what models say.
+        truth: the true class, or another line to stand below the picture.
+        guesses: what models say; none where the picture only shows something.
         name: which sample it is.
     """
 
@@ -155,6 +155,8 @@ class Picture:
     @property
     def alt(self) -> str:
         """The picture in words."""
+        if not self.guesses:
+            return f"{self.name}: {self.truth}."
         said = "; ".join(f"{g.who} says {g.says} ({g.probability:.0%})" for g in self.guesses)
         return f"{self.name}, in truth {self.truth}. {said}."
 

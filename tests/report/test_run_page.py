@@ -28,6 +28,7 @@ FULL = {
     "How good for what cost",
     "Training",
     "Calibration and classes",
+    "Against alone",
     "Where student and teacher disagree",
 }
 REMARKS = "What is not in this report"
@@ -64,7 +65,7 @@ def test_a_page_about_whole_runs_has_everything(runs: list[Path], tmp_path: Path
     ("name", "lost", "said"),
     [
         ("metrics.jsonl", {"Training"}, "The course of training"),
-        ("predictions.safetensors", {"Where student and teacher disagree"}, "The predictions"),
+        ("predictions.safetensors", {"Against alone", "Where student and teacher disagree"}, "The predictions"),
         ("recipe.yaml", {"Where student and teacher disagree"}, "The recipe"),
         ("environment.json", set(), "The machine"),
         ("student.json", set(), "The student's card"),

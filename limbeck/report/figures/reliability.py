@@ -12,19 +12,27 @@ from limbeck.report.figures.palette import Look
 from limbeck.report.sections import Figure
 
 _ECE = Measure("calibration.ece", "Calibration error", "fraction", "lower")
+_SCALED_ECE = Measure("calibration.scaled.ece", "Calibration error", "fraction", "lower")
 _FEWEST = 0.002
 _SHOWN = 4
 
 
-def reliability(arms: Sequence[Arm], looks: Mapping[str, Look]) -> Figure | None:
-    """Draws accuracy against confidence, pooled over the seeds; None where no arm has a calibration curve."""
-    pooled = {arm.name: _pooled(arm) for arm in arms}
+def reliability(arms: Sequence[Arm], looks: Mapping[str, Look], *, scaled: bool = False) -> Figure | None:
+    """Draws accuracy against confidence, pooled over the seeds; None where no arm has a calibration curve.
+
+    Args:
+        arms: what is drawn.
+        looks: how.
+        scaled: draw what is left after temperature scaling.
+    """
+    pooled = {arm.name: _pooled(arm, scaled) for arm in arms}
+    error = _SCALED_ECE if scaled else _ECE
     shown = [arm for arm in arms if pooled[arm.name]]
     if not shown:
         return None
     # The teacher, the student alone and the best of the distilled ones say most.
     shown = shown[:_SHOWN]
-    drawing = Drawing("reliability")
+    drawing = Drawing("reliability after scaling" if scaled else "reliability")
     with drawing.axes() as axes:
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
         axes.annotate("perfectly calibrated", (0.15, 0.05), color=MUTED, fontsize=8)
@@ -38,7 +46,7 @@ def reliability(arms: Sequence[Arm], looks: Mapping[str, Look]) -> Figure | None
                 color=look.colour,
                 linestyle=look.line,
                 linewidth=1.4,
-                label=f"{short(arm.name)}, error {_ECE.text(arm.spread(_ECE))}",
+                label=f"{short(arm.name)}, error {error.text(arm.spread(error))}",
             )
             sizes = [12 + 90 * w**0.5 for w in weight]
             drawing.tip(
@@ -51,17 +59,20 @@ def reliability(arms: Sequence[Arm], looks: Mapping[str, Look]) -> Figure | None
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(ticker().PercentFormatter(1.0, decimals=0, symbol=" %"))
         axes.legend(loc="upper left")
-    errors = ", ".join(f"{arm.name} has a calibration error of {_ECE.text(arm.spread(_ECE))}" for arm in shown)
+    errors = ", ".join(f"{arm.name} has a calibration error of {error.text(arm.spread(error))}" for arm in shown)
     caption = (
         "Below the diagonal a model is surer than it is right. Marks grow with the samples of their bin; "
         "bins with hardly any are left out."
     )
-    return Figure("Confidence and accuracy", drawing.svg(), f"Reliability diagram: {errors}.", caption)
+    if scaled:
+        caption = "One temperature for each model, chosen on the other half of the test samples. " + caption
+    title = "Confidence after temperature scaling" if scaled else "Confidence and accuracy"
+    return Figure(title, drawing.svg(), f"Reliability diagram: {errors}.", caption)
 
 
-def _pooled(arm: Arm) -> list[tuple[float, float, float]]:
+def _pooled(arm: Arm, scaled: bool = False) -> list[tuple[float, float, float]]:
     """Confidence, accuracy and share of the samples for each bin, over all seeds."""
-    curves = [c for results in arm.results if isinstance(c := _curve(results), Mapping)]
+    curves = [c for results in arm.results if isinstance(c := _curve(results, scaled), Mapping)]
     bins: list[tuple[float, float, float]] = []
     total = sum(sum(curve["samples"]) for curve in curves)
     for number in range(max((len(curve["samples"]) for curve in curves), default=0)):
@@ -78,6 +89,8 @@ def _pooled(arm: Arm) -> list[tuple[float, float, float]]:
     return bins
 
 
-def _curve(results: Mapping[str, Any]) -> Any:
+def _curve(results: Mapping[str, Any], scaled: bool) -> Any:
     calibration = results.get("calibration")
+    if scaled and isinstance(calibration, Mapping):
+        calibration = calibration.get("scaled")
     return calibration.get("curve") if isinstance(calibration, Mapping) else None
