@@ -22,7 +22,7 @@ from limbeck.engine import distributed, sharding
 from limbeck.engine.roles import Role
 from limbeck.engine.run_folder import RunFolder
 from limbeck.errors import DataError, NonFiniteLossError, RunFolderError
-from limbeck.methods.base import build_method, methods
+from limbeck.methods.base import build_method
 from limbeck.signals import Batch
 from limbeck.tasks.classification import Classification
 from limbeck.teachers.cache import CachedTeacher, write_cache
@@ -50,10 +50,11 @@ def trained(name: str, config: dict[str, Any], folder: Path, **train: Any) -> di
 def gradient_checks() -> Iterator[tuple[str, Check]]:
     for name, config in variants():
         case, check = label((name, config)), functools.partial(trained, name, config)
-        # Where a method differentiates through a step, FSDP is refused.
-        for kind in ("ddp",) if methods[name].part.second_order else ("ddp", "fsdp"):
+        method = build_method(name, **config)
+        # Where a method differentiates through a step, or compares whole gradients, FSDP is refused.
+        for kind in ("ddp",) if method.second_order or method.yielding() else ("ddp", "fsdp"):
             yield f"{case} {kind}", functools.partial(check, sharding=kind)
-        if not build_method(name, **config).batch_coupled:
+        if not method.batch_coupled:
             yield f"{case} micro", functools.partial(check, micro_batches=2)
 
 

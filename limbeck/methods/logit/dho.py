@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from limbeck.anatomy import head_of
 from limbeck.functional.divergences import kl
@@ -140,12 +141,14 @@ class DHO(LogitMethod):
     @torch.no_grad()
     def refresh(self, progress: Progress, passes: Passes) -> None:
         """Chooses the mixture by its accuracy on the held-out samples that have a label."""
+        weight, bias = (_whole(parameter) for parameter in self.head.parameters())
         rows = []
         for batch, signals in passes.holdout():
             student, labels = signals["student"], batch["labels"]
             assert student.logits is not None
             known = labels >= 0
-            rows.append((student.logits[known], self._second(student)[known], labels[known]))
+            features = student.feature("pooled").flatten(1)[known].to(weight.dtype)
+            rows.append((student.logits[known], linear(features, weight, bias), labels[known]))
         columns = [torch.cat(column) for column in zip(*rows)]
         if columns and len(columns[2]):
             found = search_mixture(*columns, ties=self.ties)
@@ -155,3 +158,9 @@ class DHO(LogitMethod):
         """Returns a copy of the student with both classifiers, mixed."""
         alpha, beta = self.mixture.tolist()
         return with_classifier(student, MixedHeads(head_of(student), self.head, alpha, beta))
+
+
+def _whole(parameter: Tensor) -> Tensor:
+    """Returns all of a parameter that may lie in parts on several processes."""
+    full = getattr(parameter, "full_tensor", None)
+    return parameter.detach() if full is None else full().detach()
