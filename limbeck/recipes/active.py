@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from limbeck import streams
 from limbeck.data.loader import Loader
+from limbeck.data.partly_labelled import keep_labels
 from limbeck.data.source import Source
-from limbeck.data.subsets import balanced, subset
+from limbeck.data.subsets import subset
 from limbeck.engine import distributed
 from limbeck.engine.checkpoint import write_atomically
 from limbeck.errors import DataError, RecipeError
@@ -29,6 +29,7 @@ from limbeck.functional.metrics import accuracy
 from limbeck.recipes.build import BuiltStage, build_data
 from limbeck.recipes.schema import ActiveSpec, Recipe, StageSpec
 from limbeck.selection import Ledger, PoolSignals, build_selector
+from limbeck.signals import UNLABELLED
 
 FILE = "active.json"
 
@@ -79,12 +80,14 @@ class Pool:
 
     Attributes:
         source: all samples.
+        start: those whose labels are known from the start.
         spec: the stage of every round.
         active: how to ask.
         seed: seed of the run.
     """
 
     source: Source
+    start: list[int]
     spec: StageSpec
     active: ActiveSpec
     seed: int
@@ -94,38 +97,44 @@ class Pool:
         """Returns the pool of a recipe.
 
         Raises:
-            RecipeError: it has too few samples, or the recipe has more than one stage.
+            RecipeError: it has too few samples, no labels to begin with, or the recipe has more than one stage.
             DataError: the data has no labels to buy.
         """
         assert recipe.active is not None
         if len(recipe.stages) != 1:
             raise RecipeError("an active recipe has one stage, which every round repeats; remove the others")
         spec, active = recipe.stages[0], recipe.active
-        source = build_data(spec.data, spec, recipe.seed).train
+        if spec.data.labelled is None:
+            raise RecipeError("an active recipe says how many labels it begins with, `data: {labelled: 10}`")
+        whole = spec.data.model_copy(update={"labelled": None, "labelled_per_batch": None})
+        source = build_data(whole, spec, recipe.seed).train
         if source.labels() is None:
             raise DataError(f"'{source.info.name}' has no labels that could be bought")
-        wanted = active.start + active.rounds * active.queries
+        start = keep_labels(source, spec.data.labelled).labels()
+        assert start is not None
+        pool = cls(source, (start != UNLABELLED).nonzero().squeeze(1).tolist(), spec, active, recipe.seed)
+        wanted = len(pool.start) + active.rounds * active.queries
         if wanted > len(source):
             raise RecipeError(
-                f"active.start + rounds x queries is {wanted}, but the pool has {len(source)} samples; ask for fewer"
+                f"data.labelled + active.rounds x queries is {wanted}, but the pool has {len(source)} samples; ask for "
+                "fewer"
             )
-        return cls(source, spec, active, recipe.seed)
+        return pool
 
     def first_books(self) -> Books:
-        """Returns the books of round 0: the labels of the start, balanced over classes, the same for every method."""
-        keys = streams.words(self.seed, "active/start", 0, np.arange(len(self.source)), 1)[:, 0]
-        start = balanced(self.source.labels(), len(self.source), self.active.start, keys)
+        """Returns the books of round 0: the labels of the start."""
         books = Books()
-        books.labels.enter(start.tolist())
+        books.labels.enter(self.start)
         # Whoever buys labels has a teacher that answers for the whole pool; otherwise each answer is a question.
-        books.questions.enter(range(len(self.source)) if self.active.ask == "labels" else start.tolist())
+        books.questions.enter(range(len(self.source)) if self.active.ask == "labels" else self.start)
         return books
 
     def round_spec(self, number: int, books: Books) -> StageSpec:
         """Returns the stage of a round: what it trains on is what was asked about before it."""
         bought = books.labels.up_to(number)
         shown = None if self.active.ask == "labels" else books.questions.up_to(number)
-        data = self.spec.data.model_copy(update={"label_ids": tuple(bought), "use_ids": shown})
+        known: dict[str, Any] = {"labelled": None, "label_ids": tuple(bought), "use_ids": shown}
+        data = self.spec.data.model_copy(update=known)
         return self.spec.model_copy(update={"name": round_name(number), "data": data})
 
     def ask(self, number: int, books: Books, built: BuiltStage) -> None:

@@ -150,7 +150,6 @@ class ActiveSpec(_Strict):
         description="labels: an oracle gives labels, the teacher answers for the whole pool; teacher: the teacher "
         "answers for the chosen samples, which alone are trained on",
     )
-    start: Count = Field(10, description="samples whose labels are known at the start, balanced over classes")
     queries: Count = Field(10, description="samples that are asked about after a round")
     rounds: Count = Field(5, description="how often samples are asked about; the student trains once more than that")
 

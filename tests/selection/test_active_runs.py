@@ -19,10 +19,10 @@ from limbeck.recipes.schema import Recipe
 def recipe_of(**active) -> Recipe:
     return load_recipe(
         {
-            "data": {"name": "fashion-mnist-small", "limit": {"train": 60, "test": 40}},
+            "data": {"name": "fashion-mnist-small", "limit": {"train": 60, "test": 40}, "labelled": 10},
             "roles": {"teacher": {"model": "mlp"}, "student": {"model": "mlp"}},
             "method": {"name": "kd"},
-            "active": {"selector": "pcoreset", "start": 10, "queries": 5, "rounds": 2, **active},
+            "active": {"selector": "pcoreset", "queries": 5, "rounds": 2, **active},
             "train": {"epochs": 1, "batch_size": 20, "lr": 0.05},
             "evaluate": ["accuracy"],
         }
@@ -107,3 +107,10 @@ def test_numbers_of_samples_that_do_not_exist_are_refused(tmp_path: Path) -> Non
     with pytest.raises(RecipeError, match=r"use_ids names sample 60, but there are 60"):
         run_recipe(Recipe.model_validate(plain), out=tmp_path / "run")
     assert torch.is_grad_enabled()
+
+
+def test_it_must_say_what_it_begins_with(tmp_path: Path) -> None:
+    plain = recipe_of().model_dump(exclude_none=True)
+    del plain["stages"][0]["data"]["labelled"]
+    with pytest.raises(RecipeError, match="how many labels it begins with"):
+        run_recipe(Recipe.model_validate(plain), out=tmp_path / "run")
