@@ -28,7 +28,8 @@ def full_precision(loss: Callable[P, R]) -> Callable[P, R]:
         positional: Any = tuple(_convert(a) for a in args)
         named: Any = {name: _convert(a) for name, a in kwargs.items()}
         device = next((a.device.type for a in (*positional, *named.values()) if isinstance(a, Tensor)), "cpu")
-        if not torch.is_autocast_enabled(device):
+        # Tensors without content, on the device `meta`, know no autocast.
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
             return loss(*positional, **named)
         with torch.autocast(device, enabled=False):
             return loss(*positional, **named)
