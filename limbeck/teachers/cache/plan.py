@@ -6,6 +6,7 @@ from pathlib import Path
 
 from limbeck import __version__
 from limbeck.errors import CacheError, RecipeError
+from limbeck.teachers.cache import folder as folders
 from limbeck.teachers.cache.header import FileEntry, Header
 from limbeck.teachers.cache.layout import Layout
 from limbeck.teachers.cache.samples import ViewLoader, augmentation_of, preprocessing_of
@@ -96,12 +97,7 @@ def refuse_another(folder: Path, before: Header, plan: Header) -> None:
         CacheError: they differ; the message says in what, with both values.
     """
     way_out = "choose another folder, or delete this one to write it anew"
-    for field, name in _COMPARED.items():
-        held, wanted = getattr(before, field), getattr(plan, field)
-        if held != wanted:
-            raise CacheError(
-                f"the cache '{folder}' has another {name}: it holds {held}, now asked for is {wanted}; {way_out}"
-            )
+    folders.refuse_another(folder, before, plan, _COMPARED, way_out)
     if len(before.views) > len(plan.views):
         raise CacheError(
             f"the cache '{folder}' has {len(before.views)} views, more than the {len(plan.views)} asked for; use it "

@@ -6,9 +6,7 @@ attempts: a cache that was interrupted and continued has the same bytes as one t
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,18 +14,17 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from limbeck.errors import CacheError, RecipeError, TeacherChangedError
+from limbeck.errors import CacheError, RecipeError
 from limbeck.signals import Batch
-from limbeck.storage import TEMPORARY, folder_lock, is_full, sync_folder, write_durably
 from limbeck.teachers.cache.codecs.base import Codec, Column, build_codec
-from limbeck.teachers.cache.header import HEADER, PLAN, FileEntry, Header, keys_path, read_header, shard_path
+from limbeck.teachers.cache.folder import CacheFolder, owned
+from limbeck.teachers.cache.header import PLAN, FileEntry, Header, keys_path, read_header, shard_path
 from limbeck.teachers.cache.layout import FloatType, Layout, NotFiniteError
 from limbeck.teachers.cache.plan import make_plan, refuse_another, rows_per_block
 from limbeck.teachers.cache.samples import ViewLoader, sample_keys_of
 from limbeck.teachers.cache.table import Table, table_file
 from limbeck.teachers.provider import Provider
 
-_LOCK = ".lock"
 _WRONG_ORDER = (
     "a cache is written in the order of the data set by one process, but the loader gives another order or leaves "
     "samples "
@@ -93,18 +90,8 @@ def write_cache(
     """
     if epochs < 1:
         raise RecipeError(f"epochs = {epochs}: give the number of views to cache, at least 1")
-    path = Path(folder)
-    with ExitStack() as stack:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(folder_lock(path, _LOCK))
-        except BlockingIOError:
-            raise CacheError(
-                f"another process is writing the cache '{path}'; wait for it, or use another folder"
-            ) from None
-        except OSError as error:
-            raise write_error(error, path) from None
-        writing = _Writing(path, loader, teacher, role, device, progress)
+    with owned(folder) as place:
+        writing = _Writing(place, loader, teacher, role, device, progress)
         return writing.run(epochs, build_codec(codec), extras, extras_dtype, rows_per_shard)
 
 
@@ -113,16 +100,16 @@ class _Writing:
 
     def __init__(
         self,
-        folder: Path,
+        place: CacheFolder,
         loader: ViewLoader,
         teacher: KnownTeacher,
         role: str,
         device: torch.device | str | None,
         progress: Progress | None,
     ) -> None:
-        self._folder, self._loader, self._teacher, self._role = folder, loader, teacher, role
+        self._place, self._folder = place, place.path
+        self._loader, self._teacher, self._role = loader, teacher, role
         self._device, self._progress = device, progress
-        self._written: list[Path] = []
         self._rows_done = 0
 
     def run(
@@ -133,10 +120,8 @@ class _Writing:
         extras_dtype: FloatType,
         rows_per_shard: int | None,
     ) -> Header:
-        _remove_leftovers(self._folder)
-        before = _what_is_there(self._folder)
-        self._teacher.start()
-        try:
+        before = self._place.headers(read_header)
+        with self._place.watching(self._teacher):
             sample = self._loader.batch(np.arange(min(2, len(self._loader.source))), 0)
             layout = Layout.of(self._teacher(self._placed(sample)), codec, extras, extras_dtype)
             keys = {"content": sample_keys_of(self._loader, self._role, layout.views)}
@@ -146,26 +131,12 @@ class _Writing:
             for header in before:
                 refuse_another(self._folder, header, plan)
                 plan = plan.model_copy(update={"limbeck": header.limbeck})
-            self._store(self._folder / PLAN, plan.to_bytes())
-            self._store(keys_path(self._folder), keys_content)
+            self._place.store(self._folder / PLAN, plan.to_bytes())
+            self._place.store(keys_path(self._folder), keys_content)
             shards = self._write_shards(plan, layout, before[0].shards if before else [])
-        finally:
-            self._finish_teacher()
-        return self._finish(plan.model_copy(update={"shards": shards}))
-
-    def _finish_teacher(self) -> None:
-        try:
-            self._teacher.finish()
-        except TeacherChangedError:
-            for path in self._written:
-                path.unlink()
-            raise
-
-    def _finish(self, header: Header) -> Header:
-        self._store(self._folder / HEADER, header.to_bytes())
-        (self._folder / PLAN).unlink()
-        sync_folder(self._folder)
-        return header
+        finished = plan.model_copy(update={"shards": shards})
+        self._place.conclude(finished)
+        return finished
 
     def _write_shards(self, plan: Header, layout: Layout, known: Sequence[FileEntry]) -> list[FileEntry]:
         """Writes what is missing and returns the entries of all shards."""
@@ -219,11 +190,7 @@ class _Writing:
             filled = stop
         if filled < rows:
             raise CacheError(_WRONG_ORDER)
-        path = shard_path(self._folder, view, shard)
-        content, entry = table_file(arrays, plan.rows_per_block)
-        self._store(path, content)
-        self._written.append(path)
-        return entry
+        return self._place.store_rows(shard_path(self._folder, view, shard), arrays, plan.rows_per_block)
 
     def _encoded(self, layout: Layout, batch: Batch, epoch: int) -> dict[str, np.ndarray]:
         try:
@@ -243,45 +210,3 @@ class _Writing:
         self._rows_done += rows
         if self._progress is not None:
             self._progress(self._rows_done, plan.samples * len(plan.views))
-
-    def _store(self, path: Path, content: bytes) -> None:
-        """Writes a file, unless it is there with this content already."""
-        try:
-            if path.exists() and path.stat().st_size == len(content) and path.read_bytes() == content:
-                return
-            path.parent.mkdir(exist_ok=True)
-            write_durably(path, [content])
-        except OSError as error:
-            raise write_error(error, path) from None
-
-
-def _what_is_there(folder: Path) -> list[Header]:
-    """Returns the headers of a finished and of a begun cache, where there are any.
-
-    Raises:
-        CacheError: the folder holds something else.
-    """
-    headers = [read_header(folder, name) for name in (HEADER, PLAN) if (folder / name).exists()]
-    strangers = sorted(p.name for p in folder.iterdir() if p.name != _LOCK)
-    if strangers and not headers:
-        raise CacheError(f"'{folder}' holds other files ({strangers[0]}) and no cache; choose an empty folder")
-    return headers
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Removes files that a killed writer had not finished."""
-    for pattern in (f".*{TEMPORARY}", f"view-*/.*{TEMPORARY}"):
-        for path in folder.glob(pattern):
-            path.unlink()
-
-
-def write_error(error: OSError, path: Path) -> CacheError:
-    """Returns the error that says why a file of a cache could not be written."""
-    if is_full(error):
-        free = shutil.disk_usage(path.parent if path.parent.exists() else ".").free
-        return CacheError(
-            f"the disk is full ({free / 1e6:.1f} MB free): '{path}' could not be written. What was finished is kept; "
-            f"free "
-            "some space and run the same command to continue"
-        )
-    return CacheError(f"the cache file '{path}' could not be written: {error.strerror or error}")

@@ -7,7 +7,6 @@ was interrupted and continued has the same bytes as one that was not.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ from limbeck import __version__
 from limbeck.data.hashing import with_position
 from limbeck.data.text import Encoded, TextSource
 from limbeck.data.text.loader import collate
-from limbeck.errors import CacheError, NeedsError, RecipeError, TeacherChangedError
+from limbeck.errors import CacheError, NeedsError, RecipeError
 from limbeck.signals import Batch, Signals
-from limbeck.storage import TEMPORARY, folder_lock, sync_folder, write_durably
 from limbeck.teachers.cache.codecs.base import Column
-from limbeck.teachers.cache.header import HEADER, PLAN, FileEntry, keys_path, sealed
+from limbeck.teachers.cache.folder import CacheFolder, owned, refuse_another
+from limbeck.teachers.cache.header import PLAN, FileEntry, keys_path, sealed
 from limbeck.teachers.cache.sequences.codecs import Rows, SequenceCodec, build_sequence_codec
 from limbeck.teachers.cache.sequences.header import (
     SequenceHeader,
@@ -35,10 +34,10 @@ from limbeck.teachers.cache.sequences.header import (
 )
 from limbeck.teachers.cache.sequences.layer import head_file
 from limbeck.teachers.cache.table import Table, table_file
-from limbeck.teachers.cache.writer import KnownTeacher, Progress, write_error
+from limbeck.teachers.cache.writer import KnownTeacher, Progress
 
 KEYS = {"content": Column("uint64"), "tokens": Column("uint32")}
-_LOCK = ".lock"
+_WAY_OUT = "choose another folder, or delete this one to write it anew"
 _SHARD_BYTES = 32 << 20
 _BLOCK_BYTES = 32 << 10
 _SHARD_TOKENS = 1 << 16
@@ -100,18 +99,8 @@ def write_sequences(
     """
     if batch_size < 1 or (tokens_per_shard is not None and tokens_per_shard < 1):
         raise RecipeError(f"batch_size = {batch_size} and tokens_per_shard = {tokens_per_shard} should be at least 1")
-    path = Path(folder)
-    with ExitStack() as stack:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(folder_lock(path, _LOCK))
-        except BlockingIOError:
-            raise CacheError(
-                f"another process is writing the cache '{path}'; wait for it, or use another folder"
-            ) from None
-        except OSError as error:
-            raise write_error(error, path) from None
-        writing = _Writing(path, source, teacher, build_sequence_codec(codec), batch_size, device, progress)
+    with owned(folder) as place:
+        writing = _Writing(place, source, teacher, build_sequence_codec(codec), batch_size, device, progress)
         return writing.run(tokens_per_shard, precision)
 
 
@@ -120,7 +109,7 @@ class _Writing:
 
     def __init__(
         self,
-        folder: Path,
+        place: CacheFolder,
         source: TextSource,
         teacher: KnownTeacher,
         codec: SequenceCodec,
@@ -128,7 +117,8 @@ class _Writing:
         device: torch.device | str | None,
         progress: Callable[[int, int], None] | None,
     ) -> None:
-        self._folder, self._source, self._teacher, self._codec = folder, source, teacher, codec
+        self._place, self._folder = place, place.path
+        self._source, self._teacher, self._codec = source, teacher, codec
         self._batch_size, self._device, self._progress = batch_size, device, progress
         # Equal sequences are stored once.
         keys, first = np.unique(source.sequence_keys, return_index=True)
@@ -136,38 +126,22 @@ class _Writing:
         self._keys = keys[order]
         self._sequences = [source.sequences[n] for n in first[order].tolist()]
         self._counts = np.array([s.targets for s in self._sequences], np.uint32)
-        self._written: list[Path] = []
         self._done = 0
 
     def run(self, tokens_per_shard: int | None, precision: str) -> SequenceHeader:
-        for leftover in (*self._folder.glob(f".*{TEMPORARY}"), *self._folder.glob(f"shards/.*{TEMPORARY}")):
-            leftover.unlink()
-        before = _what_is_there(self._folder)
-        self._teacher.start()
-        try:
+        before = self._place.headers(read_sequence_header)
+        with self._place.watching(self._teacher):
             plan, files = self._plan(tokens_per_shard, precision)
             for header in before:
-                _refuse_another(self._folder, header, plan)
+                refuse_another(self._folder, header, plan, _COMPARED, _WAY_OUT)
                 plan = plan.model_copy(update={"limbeck": header.limbeck})
-            self._store(self._folder / PLAN, sealed(plan))
+            self._place.store(self._folder / PLAN, sealed(plan))
             for path, content in files.items():
-                self._store(path, content)
+                self._place.store(path, content)
             shards, entries = self._write_shards(plan)
-        finally:
-            self._finish_teacher()
-        header = plan.model_copy(update={"shards": shards, "entries": entries})
-        self._store(self._folder / HEADER, sealed(header))
-        (self._folder / PLAN).unlink()
-        sync_folder(self._folder)
-        return header
-
-    def _finish_teacher(self) -> None:
-        try:
-            self._teacher.finish()
-        except TeacherChangedError:
-            for path in self._written:
-                path.unlink(missing_ok=True)
-            raise
+        finished = plan.model_copy(update={"shards": shards, "entries": entries})
+        self._place.conclude(finished)
+        return finished
 
     def _plan(self, tokens_per_shard: int | None, precision: str) -> tuple[SequenceHeader, dict[Path, bytes]]:
         """Returns the header without its shards, and the files that stand beside them."""
@@ -240,17 +214,11 @@ class _Writing:
             self._report(sum(int(self._counts[n]) for n in chosen))
         parts = [pieces[n] for n in members.tolist()]
         tokens = {name: np.concatenate([p.tokens[name] for p in parts]) for name in parts[0].tokens}
-        found = [self._store_table(shard_path(self._folder, shard), tokens, plan.rows_per_block)]
+        found = [self._place.store_rows(shard_path(self._folder, shard), tokens, plan.rows_per_block)]
         if parts[0].entries:
             entries = {name: np.concatenate([p.entries[name] for p in parts]) for name in parts[0].entries}
-            found.append(self._store_table(entries_path(self._folder, shard), entries, plan.rows_per_block))
+            found.append(self._place.store_rows(entries_path(self._folder, shard), entries, plan.rows_per_block))
         return found
-
-    def _store_table(self, path: Path, columns: Mapping[str, np.ndarray], rows_per_block: int) -> FileEntry:
-        content, entry = table_file(columns, rows_per_block)
-        self._store(path, content)
-        self._written.append(path)
-        return entry
 
     def _encoded(self, numbers: list[int]) -> Iterator[Rows]:
         """Yields the rows of each of some sequences."""
@@ -287,16 +255,6 @@ class _Writing:
         if self._progress is not None:
             self._progress(self._done, int(self._counts.sum()))
 
-    def _store(self, path: Path, content: bytes) -> None:
-        """Writes a file, unless it is there with this content already."""
-        try:
-            if path.exists() and path.stat().st_size == len(content) and path.read_bytes() == content:
-                return
-            path.parent.mkdir(exist_ok=True)
-            write_durably(path, [content])
-        except OSError as error:
-            raise write_error(error, path) from None
-
 
 def _values(signals: Signals, codec: SequenceCodec, row: int, places: Tensor) -> Tensor:
     """Returns ``[M, ...]`` logits or hidden states of a row at some places."""
@@ -324,26 +282,3 @@ def _joined(parts: list[Rows]) -> Rows:
     tokens = {name: np.concatenate([p.tokens[name] for p in parts]) for name in parts[0].tokens}
     entries = {name: np.concatenate([p.entries[name] for p in parts]) for name in parts[0].entries}
     return Rows(tokens, entries)
-
-
-def _what_is_there(folder: Path) -> list[SequenceHeader]:
-    """Returns the headers of a finished and of a begun cache, where there are any.
-
-    Raises:
-        CacheError: the folder holds something else.
-    """
-    headers = [read_sequence_header(folder, name) for name in (HEADER, PLAN) if (folder / name).exists()]
-    strangers = sorted(p.name for p in folder.iterdir() if p.name != _LOCK)
-    if strangers and not headers:
-        raise CacheError(f"'{folder}' holds other files ({strangers[0]}) and no cache; choose an empty folder")
-    return headers
-
-
-def _refuse_another(folder: Path, before: SequenceHeader, plan: SequenceHeader) -> None:
-    for field, name in _COMPARED.items():
-        held, wanted = getattr(before, field), getattr(plan, field)
-        if held != wanted:
-            raise CacheError(
-                f"the cache '{folder}' has another {name}: it holds {held}, now asked for is {wanted}; choose another "
-                "folder, or delete this one to write it anew"
-            )
