@@ -166,7 +166,16 @@ class Loader:
         Raises:
             DataError: a sample cannot be read; names it.
         """
-        order = self.order(epoch)
+        yield from self.in_order(self.order(epoch), epoch, start_step)
+
+    def in_order(self, order: np.ndarray, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Yields the batches of an epoch whose samples come in a given order, which may repeat or leave out some.
+
+        Args:
+            order: numbers of the samples, as many as an epoch shows.
+            epoch: the epoch.
+            start_step: the first batch.
+        """
         parts = [self._part_of_rank(order, step) for step in range(start_step, self.steps_per_epoch)]
         for index, samples in zip(parts, self._fetched(parts, self.view_epoch(epoch))):
             yield self._assembled(samples, index, epoch)

@@ -267,6 +267,7 @@ class Stage:
         """
         self._distribute()
         stage_checkpoint.resume(self, self._folder)
+        _call(self.loader, "start", self.student, self.observers)
         for observer in self.observers.values():
             _call(observer, "start")
         self._reporter.stage_started(self.name, self.progress)

@@ -30,6 +30,7 @@ def capture(stage: Stage) -> dict[str, Any]:
         "optimizers": {who: optimizer.state_dict() for who, optimizer in stage.optimizers.items()},
         "providers": {role: o.state_dict() for role, o in stage.observers.items() if hasattr(o, "state_dict")},
         "transforms": {str(n): t.state_dict() for n, t in enumerate(stage.transforms) if hasattr(t, "state_dict")},
+        "loader": stage.loader.state_dict() if hasattr(stage.loader, "state_dict") else {},
         # Dropout draws differently in each process, and more often where a process got one sample more.
         "random": distributed.gather_objects(checkpoint.random_state()),
     }
@@ -51,6 +52,8 @@ def restore(stage: Stage, state: Mapping[str, Any]) -> None:
             stage.observers[role].load_state_dict(provider_state)  # type: ignore[attr-defined]
         for number, transform_state in state["transforms"].items():
             stage.transforms[int(number)].load_state_dict(transform_state)  # type: ignore[attr-defined]
+        if hasattr(stage.loader, "load_state_dict"):
+            stage.loader.load_state_dict(state["loader"])
         if stage.watch is not None:
             stage.watch.load_state_dict(state["watch"])
         stage.metrics.load_state_dict(state["metrics"])

@@ -33,6 +33,7 @@ from limbeck.methods.combined import Combined
 from limbeck.recipes.schema import DataSpec, Recipe, RoleSpec, StageSpec
 from limbeck.recipes.weights import weight_from
 from limbeck.schedules import Weight
+from limbeck.selection.epochs import SelectedLoader, build_epoch_rule
 from limbeck.students.loading import build_model, load_weights
 from limbeck.tasks.base import Task, tasks
 from limbeck.teachers.live import FrozenTeacher
@@ -300,7 +301,7 @@ def build_stage(
         method=method,
         roles=roles,
         task=task,
-        loader=data.loader,
+        loader=_selected(spec, data, task, recipe.seed),
         settings=spec.train,
         weights=weights,
         transforms=changes,
@@ -384,6 +385,15 @@ def build_cached_role(
         channels_last=prefers_channels_last(_required(made.model)) if chosen is None else chosen,
     )
     return teacher, data.loader, sorted(method.needs.roles.get(role, frozenset()) - {"logits"})
+
+
+def _selected(spec: StageSpec, data: StageData, task: Task, seed: int) -> Loader | SelectedLoader:
+    """Returns the training batches, of the samples that the recipe's selection chooses where it has one."""
+    if spec.selection is None:
+        return data.loader
+    plain = Loader(data.train, (), batch_size=256, shuffle=False, normalize=spec.data.normalize)
+    rule = build_epoch_rule(spec.selection)
+    return SelectedLoader(data.loader, plain, rule, task, epochs=spec.train.epochs, seed=seed)
 
 
 def accuracy_on(student: nn.Module, loader: Loader, task: Task) -> float:

@@ -123,6 +123,9 @@ class StageSpec(_Strict):
         description="name, hyperparameters, weights and logit_transform of the method; `methods: [...]` for several"
     )
     transforms: tuple[str | dict[str, Any], ...] = Field((), description="batch -> batch, in order")
+    selection: str | dict[str, Any] | None = Field(
+        None, description="which training samples an epoch shows, chosen before each by what the models say of them"
+    )
     train: TrainSettings = Field(default_factory=TrainSettings, description="optimisation")
 
     @property

@@ -1,0 +1,150 @@
+"""Training data that is chosen anew before every epoch, from what student and teacher say of the whole pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from limbeck import streams
+from limbeck.data.loader import Loader
+from limbeck.errors import NeedsError, RecipeError
+from limbeck.hyperparameters import validated
+from limbeck.modes import evaluation_mode
+from limbeck.registry import Registry
+from limbeck.signals import Batch, Signals
+from limbeck.tasks.base import Task
+
+Observe = Callable[[Batch], Signals]
+
+
+class EpochRule:
+    """Base of every rule: which samples of a pool an epoch shows."""
+
+    def __init__(self) -> None:
+        """Takes no options."""
+
+    def __call__(self, student_logits: Tensor, teacher_logits: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+        """Returns which samples ``[N]`` are shown, and how much each is wanted should that be too few.
+
+        Args:
+            student_logits: ``[N, C]`` of the deployable student as it is now.
+            teacher_logits: ``[N, C]``.
+            fraction: part of the stage that is done.
+        """
+        raise TypeError(f"{type(self).__name__} does not define __call__(student_logits, teacher_logits, fraction)")
+
+
+epoch_rules: Registry[type[EpochRule]] = Registry("selection", "limbeck.selection")
+
+R = TypeVar("R", bound=type[EpochRule])
+
+
+def epoch_rule(name: str, **about: Any) -> Callable[[R], R]:
+    """Returns a decorator that registers an :class:`EpochRule` and checks its options at construction."""
+    enter = epoch_rules.register(name, **about)
+
+    def decorate(cls: R) -> R:
+        cls.__init__ = validated(f"selection '{name}'", cls.__init__)  # type: ignore[method-assign]
+        enter(cls)
+        return cls
+
+    return decorate
+
+
+def build_epoch_rule(entry: str | Mapping[str, Any]) -> EpochRule:
+    """Returns the rule of a recipe's ``selection``: a name, or a mapping of ``name`` and options.
+
+    Raises:
+        UnknownNameError: no rule has that name; proposes near matches.
+        RecipeError: an option is unknown or out of its range.
+    """
+    options = {"name": entry} if isinstance(entry, str) else dict(entry)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise RecipeError(f"a selection is written {{name: confident}}, but this says {entry!r}")
+    return epoch_rules[name].part(**{str(k): v for k, v in options.items()})
+
+
+class SelectedLoader:
+    """Batches of the samples that a rule chooses before every epoch.
+
+    An epoch has as many steps as one over the whole pool; the chosen samples are gone through again and again, each
+    time in a new order, until it is over. At least one batch of samples is chosen, those wanted most if need be.
+    Until a stage starts, when there is no trained student yet, batches are those of the whole pool.
+
+    Args:
+        loader: gives batches of the pool.
+        plain: gives the pool in its own order, without augmentation.
+        rule: chooses.
+        task: how the student is run.
+        epochs: epochs of the stage.
+        seed: seed of the order.
+    """
+
+    def __init__(self, loader: Loader, plain: Loader, rule: EpochRule, task: Task, *, epochs: int, seed: int) -> None:
+        self._loader, self._plain, self._rule, self._task = loader, plain, rule, task
+        self._epochs, self._seed = epochs, seed
+        self._student: Callable[[], nn.Module] | None = None
+        self._teacher: Observe | None = None
+        self._epoch, self.chosen = -1, torch.zeros(0, dtype=torch.int64)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches an epoch."""
+        return self._loader.steps_per_epoch
+
+    def start(self, student: Callable[[], nn.Module], observers: Mapping[str, Observe]) -> None:
+        """Takes what gives the deployable student as it is and each role's signals; a stage calls it when it begins.
+
+        Raises:
+            NeedsError: the method has no teacher.
+        """
+        if "teacher" not in observers:
+            raise NeedsError("selection asks student and teacher, but the method has no role 'teacher'")
+        self._student, self._teacher = student, observers["teacher"]
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Yields the batches of an epoch from ``start_step`` on: this process's part of each."""
+        if self._student is None:
+            yield from self._loader.epoch(epoch, start_step)
+            return
+        if epoch != self._epoch:
+            self._choose(epoch)
+        yield from self._loader.in_order(self._order(epoch), epoch, start_step)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        chosen, size = self.chosen.numpy(), len(self._loader.source)
+        rounds = -(-size // len(chosen))
+        orders = [streams.permutation(self._seed, f"selected/{n}", epoch, len(chosen)) for n in range(rounds)]
+        return chosen[np.concatenate(orders)][:size]
+
+    def _choose(self, epoch: int) -> None:
+        assert self._student is not None
+        assert self._teacher is not None
+        student = self._student()
+        said: tuple[list[Tensor], list[Tensor]] = [], []
+        with evaluation_mode(student):
+            for batch in self._plain.epoch(0):
+                place = next(student.parameters()).device
+                for logits, signals in zip(
+                    said, (self._task.run(student, batch.to(place)["inputs"]), self._teacher(batch.to(place)))
+                ):
+                    assert signals.logits is not None
+                    logits.append(signals.logits.float().cpu())
+        flags, wanted = self._rule(torch.cat(said[0]), torch.cat(said[1]), epoch / max(self._epochs, 1))
+        least = min(self._loader.batch_size, len(flags))
+        if int(flags.sum()) < least:
+            flags = torch.zeros_like(flags).index_fill(0, wanted.argsort(descending=True, stable=True)[:least], True)
+        self._epoch, self.chosen = epoch, flags.nonzero().squeeze(1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what the running epoch shows: its student is gone when a run resumes in its middle."""
+        return {"epoch": self._epoch, "chosen": self.chosen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what :meth:`state_dict` gave."""
+        self._epoch, self.chosen = int(state["epoch"]), state["chosen"]
