@@ -133,13 +133,13 @@ def test_uskd_has_no_teacher_and_leaves_no_weak_classifier() -> None:
         built.method(batch, student=one_stage)
 
 
-def _students_of(name: str) -> tuple[Bench, Tensor]:
-    built = bench(name)
+def _students_of(name: str, **config: Any) -> tuple[Bench, Tensor]:
+    built = bench(name, config)
     return built, built.batch()["inputs"]
 
 
 def test_lelp_answers_with_classes_that_sum_their_subclasses() -> None:
-    built, inputs = _students_of("lelp")
+    built, inputs = _students_of("lelp", subclasses=3)
     finished = built.method.finish(built.learners["student"]).eval()
     said = built.method.observe(built.batch(), built.observers)["student"]
     with torch.no_grad():
@@ -151,7 +151,7 @@ def test_lelp_answers_with_classes_that_sum_their_subclasses() -> None:
 
 
 def test_lelp_directions_are_not_read_by_the_teachers_classifier() -> None:
-    built = bench("lelp")
+    built = bench("lelp", {"subclasses": 3})
     weight = built.frozen["teacher"].model.get_submodule("head").weight.detach()
     differences = weight - weight.mean(0)
     directions = built.method.get_buffer("directions")

@@ -69,7 +69,8 @@ class LELP(Method):
     the centring of the classifier's weights and the squared temperature are reconstructions.
 
     Args:
-        subclasses: subclasses a class; the embeddings of each class must vary in so many directions.
+        subclasses: subclasses a class; the embeddings of each class must vary in so many directions. More serve when
+            classes hold many kinds of samples; no published value is known.
         sharpness: temperature of the softmax over projections.
         temperature: temperature of the classes, of teacher and student.
         alpha: weight of a further term ``ce``, the cross-entropy of the summed probabilities with the labels; without
@@ -89,7 +90,7 @@ class LELP(Method):
     def __init__(
         self,
         *,
-        subclasses: Count = 3,
+        subclasses: Count = 2,
         sharpness: Positive = 1.0,
         temperature: Positive = 1.0,
         alpha: NonNegative = 0.0,
