@@ -28,6 +28,7 @@ from limbeck.functional.feature_maps import (
     hierarchical_context,
     mean_squared_features,
 )
+from limbeck.functional.focal import average_logits, average_probabilities, balanced_class_weights, focal_cross_entropy
 from limbeck.functional.gradient_alignment import align_gradients
 from limbeck.functional.head_mixture import mixed_log_probabilities, search_mixture
 from limbeck.functional.kernel_self_distillation import (
@@ -85,6 +86,9 @@ __all__ = [
     "anchored_step",
     "attention_map",
     "attention_transfer",
+    "average_logits",
+    "average_probabilities",
+    "balanced_class_weights",
     "batch_correlation",
     "binary_kl",
     "binary_kl_norm",
@@ -102,6 +106,7 @@ __all__ = [
     "decoupled_kl",
     "fit_subclasses",
     "flow_matrix",
+    "focal_cross_entropy",
     "gaussian_feature_nll",
     "greedy_weights",
     "hierarchical_context",

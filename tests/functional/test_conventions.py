@@ -70,6 +70,7 @@ EXAMPLES = {
     "sparse_cross_entropy": Example(
         [(B, C)], lambda: (torch.arange(2 * B).reshape(B, 2) % C, torch.full((B, 2), 0.3)), constants=(), logits=True
     ),
+    "focal_cross_entropy": Example([(B, C)], lambda: (torch.arange(B) % C,), constants=(), logits=True),
     "probability_error": Example([(B, C)], lambda: (torch.arange(B) % C,), constants=(), logits=True),
     "probabilistic_transfer": Example([(B, 4), (B, 7)]),
     "relational_angle": Example([(B, 4), (B, 7)]),
