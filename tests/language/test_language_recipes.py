@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from language.corpus import tiny, tokenizer
 from limbeck.errors import CacheError, RecipeError
 from limbeck.recipes.arms import run_arms
+from limbeck.recipes.build import build_stage
 from limbeck.recipes.cache import cache_recipe
 from limbeck.recipes.check import check_recipe
-from limbeck.recipes.load import laid_over, load_recipe, read_mapping
+from limbeck.recipes.load import laid_over, load_recipe, read_mapping, shipped
 from limbeck.recipes.run import evaluate_run, export_run, run_recipe
 from limbeck.report.language import report_arms, show_arms
 from limbeck.students.weight_files import save_weights
@@ -193,3 +194,19 @@ def test_weights_of_a_copy_are_loaded_into_it(tmp_path, roles):
     run_recipe(recipe(roles=with_weights, train={"epochs": 1, "batch_size": 32, "lr": 1e-9}), out=tmp_path / "run")
     left = load_file(tmp_path / "run" / "student.safetensors")
     torch.testing.assert_close(left["model.norm.weight"], student.state_dict()["model.norm.weight"])
+
+
+@pytest.mark.parametrize("name", [n for n in shipped() if n.startswith("lm_")])
+def test_a_shipped_recipe_trains(name):
+    data = read_mapping(name)
+    data["data"]["limit"] = {"train": 16, "test": 2}
+    data["data"]["options"] |= {"tokenizer": "bytes", "context": 24}
+    data["roles"] = {"teacher": {"model": SHAPE}, "student": {"from": "teacher", "layers": 2}}
+    data["train"] |= {"precision": "fp32"}
+    loaded = load_recipe(data)
+    stage = build_stage(loaded, loaded.stages[0]).stage
+    before = {key: value.clone() for key, value in stage.learners["student"].state_dict().items()}
+    stage.step = 1
+    stage.rehearse(stage.first_batch())
+    after = stage.learners["student"].state_dict()
+    assert any(not torch.equal(before[key], value) for key, value in after.items())
