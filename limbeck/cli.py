@@ -257,6 +257,38 @@ def _key_in(variable: str) -> str:
 
 
 @app.command()
+def data_curve(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    fraction: Annotated[
+        list[float] | None, typer.Option(help="A part of the training samples; 0.01, 0.1 and 1 when absent.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds of every point.", min=1)] = 3,
+    equal_steps: Annotated[
+        bool, typer.Option("--equal-steps", help="Train on each part for as many steps as on the whole.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder; `runs/data-curve-<recipe>` when absent.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Runs at a time; one a core when absent.", min=1)] = None,
+    trust: Trust = False,
+) -> None:
+    """Run a recipe and the same student alone on parts of the training data. A killed command continues."""
+    from limbeck.bench.data_curve import data_curve as draw
+
+    parts = fraction or (0.01, 0.1, 1.0)
+    page = draw(
+        recipe,
+        overrides or [],
+        fractions=parts,
+        seeds=range(seeds),
+        equal_steps=equal_steps,
+        out=out,
+        workers=workers,
+        trust=trust,
+    )
+    typer.echo(f"wrote {page}")
+
+
+@app.command()
 def recommend(
     teacher: Annotated[str, typer.Option(help="The teacher's model.")],
     student: Annotated[str, typer.Option(help="The student's model.")],

@@ -15,6 +15,8 @@ _FIRST_GUIDES = (
     "own_model",
     "teacher_cache",
     "resume",
+    "measuring",
+    "choosing",
     "distributed",
     "adapters",
     "performance",

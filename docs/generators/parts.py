@@ -104,7 +104,10 @@ def evaluation_table() -> str:
             for m in entry.about.get("measures", ())
         ]
         numbers = table(["Where in `results.json`", "Column", "Better", "What it says"], rows) if rows else ""
-        parts.append(f"### `{entry.name}`\n\n{entry.about['title']}.\n\n{numbers}")
+        doc = documented(entry.part)
+        options = options_of(entry.part, doc, leave_out=("subject",))
+        said = f"{entry.about['title']}.\n\n{markdown(doc.description, {})}\n\n{numbers}"
+        parts.append(f"### `{entry.name}`\n\n{said}\n\n{_options(options) if options else ''}")
     return "\n\n".join(parts)
 
 
