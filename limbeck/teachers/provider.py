@@ -101,9 +101,9 @@ class Observer:
         model = getattr(self.model, "_orig_mod", self.model)
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         slopes = torch.autograd.grad(losses.sum(), list(named.values()), create_graph=True, allow_unused=True)
-        count, slopes = _over_processes(len(losses), slopes)
+        count, summed = _over_processes(len(losses), slopes)
         moved = {
-            name: p if slope is None else p - (rate / count) * slope for (name, p), slope in zip(named.items(), slopes)
+            name: p if slope is None else p - (rate / count) * slope for (name, p), slope in zip(named.items(), summed)
         }
         copies = {name: buffer.clone() for name, buffer in model.named_buffers()}
         return self._run(batch.inputs_for(self.role), _Moved(model, {**moved, **copies}))
@@ -138,15 +138,35 @@ class _Moved(nn.Module):
         return torch.func.functional_call(model, tensors, inputs, named)
 
 
-def _over_processes(count: int, slopes: Sequence[Tensor | None]) -> tuple[int, list[Tensor | None]]:
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over all processes; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        """Returns the sum."""
+        total = tensor.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        """Returns the sum of the gradients."""
+        total = gradient.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+
+def _over_processes(count: int, slopes: Sequence[Tensor | None]) -> tuple[int, Sequence[Tensor | None]]:
     """Returns the number of samples and the summed gradients of all processes; these are differentiable."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return count, list(slopes)
-    from torch.distributed.nn.functional import all_reduce
-
-    samples = torch.tensor([count])
+        return count, slopes
+    there = [slope for slope in slopes if slope is not None]
+    samples = torch.tensor([count], device=there[0].device)
     torch.distributed.all_reduce(samples)
-    return int(samples), [None if slope is None else all_reduce(slope) for slope in slopes]
+    # One exchange, in which no process can be ahead of another.
+    flat = _SumOverProcesses.apply(torch.cat([slope.reshape(-1) for slope in there]))
+    parts = iter(flat.split([slope.numel() for slope in there]))
+    return int(samples), [None if slope is None else next(parts).view_as(slope) for slope in slopes]
 
 
 def _full_precision(tensor: Tensor) -> Tensor:
