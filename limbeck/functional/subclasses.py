@@ -17,7 +17,7 @@ class SubclassProjections(NamedTuple):
 
     Attributes:
         means: ``[C, D]`` mean embedding of each class.
-        directions: ``[C, S, D]`` orthonormal directions of each class.
+        directions: ``[C, S, D]`` orthonormal directions of each class; of lower rank where its samples show no more.
         scale: ``[C]`` root mean square of the projections of a class's own samples.
     """
 
@@ -40,7 +40,8 @@ def fit_subclasses(
 
     The embeddings of a class are centred, what a linear classifier reads of them is projected out, and the first
     ``subclasses`` principal axes are taken, their signs such that the largest entry is positive. A rotation mixes the
-    axes, so that each carries the same variance in expectation and none dominates a softmax over them.
+    axes, so that each carries the same variance in expectation and none dominates a softmax over them. Where the
+    samples of a class vary in fewer directions, zeros stand for the others: they tell nothing apart.
 
     Args:
         embeddings: ``[N, D]`` of the training data.
@@ -55,7 +56,7 @@ def fit_subclasses(
         The projections, float32 or better.
 
     Raises:
-        ValueError: shapes do not fit, or the embeddings of a class vary in fewer than ``subclasses`` directions.
+        ValueError: shapes do not fit, or a class has no sample.
 
     References:
         Loo et al., "Linear Projections of Teacher Embeddings for Few-Class Distillation", arXiv 2409.20449.
@@ -103,15 +104,12 @@ def _fit_class(
     kept = centred if read is None else centred - centred @ read
     _, spread, axes = torch.linalg.svd(kept, full_matrices=False)
     bound = spread.max() * max(kept.shape) * torch.finfo(kept.dtype).eps
-    rank = int((spread > bound).sum())
-    if rank < subclasses:
-        raise ValueError(
-            f"{name} varies in {rank} directions that its {len(rows)} samples show, too few for {subclasses} subclasses"
-        )
-    axes = axes[:subclasses]
+    axes = axes[spread > bound][:subclasses]
     axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
+    axes = torch.cat([axes, axes.new_zeros(subclasses - len(axes), axes.shape[1])])
     directions = axes if rotation is None else rotation @ axes
-    return mean, directions, (centred @ directions.T).square().mean().sqrt()
+    scale = (centred @ directions.T).square().mean().sqrt()
+    return mean, directions, torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
 @full_precision

@@ -98,10 +98,21 @@ def test_unlabelled_samples_are_left_out() -> None:
         torch.testing.assert_close(one, other)
 
 
-def test_too_few_directions_are_named() -> None:
-    embeddings, labels, classifier = _data(rows=9)
-    with pytest.raises(ValueError, match="class 0 varies in 2 directions"):
-        _fit(embeddings, labels, classifier)
+def test_classes_that_vary_in_fewer_directions_use_those_they_have() -> None:
+    embeddings, labels, _ = _data(rows=9)
+    found = _fit(embeddings, labels, None, _rotation())
+    assert [int(torch.linalg.matrix_rank(d)) for d in found.directions] == [2, 2, 2]
+    logits = torch.randn(9, CLASSES, dtype=torch.float64)
+    targets = subclass_log_targets(logits, embeddings, found).exp().unflatten(1, (CLASSES, -1))
+    torch.testing.assert_close(targets.sum(-1), torch.softmax(logits, 1))
+    single = _fit(embeddings[:3], labels[:3], None)
+    assert (single.directions == 0).all()
+    even = subclass_log_targets(logits, embeddings, single).exp().unflatten(1, (CLASSES, -1))
+    torch.testing.assert_close(even, torch.softmax(logits, 1)[..., None].expand_as(even) / SUBCLASSES)
+
+
+def test_what_cannot_be_fitted_is_named() -> None:
+    embeddings, labels, _ = _data(rows=9)
     with pytest.raises(ValueError, match="class 2 has no sample"):
         fit_subclasses(embeddings, labels % 2, num_classes=3, subclasses=1)
     with pytest.raises(ValueError, match="divided"):

@@ -69,8 +69,8 @@ class LELP(Method):
     the centring of the classifier's weights and the squared temperature are reconstructions.
 
     Args:
-        subclasses: subclasses a class; the embeddings of each class must vary in so many directions. More serve when
-            classes hold many kinds of samples; no published value is known.
+        subclasses: subclasses a class. More serve when classes hold many kinds of samples; no published value is known.
+            Where the embeddings of a class vary in fewer directions, the rest of its subclasses tell nothing apart.
         sharpness: temperature of the softmax over projections.
         temperature: temperature of the classes, of teacher and student.
         alpha: weight of a further term ``ce``, the cross-entropy of the summed probabilities with the labels; without
@@ -90,7 +90,7 @@ class LELP(Method):
     def __init__(
         self,
         *,
-        subclasses: Count = 2,
+        subclasses: Count = 3,
         sharpness: Positive = 1.0,
         temperature: Positive = 1.0,
         alpha: NonNegative = 0.0,
@@ -151,7 +151,7 @@ class LELP(Method):
         """Fits means, directions and scales to the teacher's embeddings of the training data.
 
         Raises:
-            NeedsError: a class varies in too few directions.
+            NeedsError: the training data has no sample of a class.
         """
         rows, classes = [], []
         for batch, signals in observe_all():
@@ -166,7 +166,7 @@ class LELP(Method):
                 subclasses=self.subclasses, classifier=self._classifier, rotation=self.rotation,
             )  # fmt: skip
         except ValueError as error:
-            raise NeedsError(f"lelp: {error}; lower method.subclasses, or use more training data") from None
+            raise NeedsError(f"lelp: {error}; use training data with samples of every class") from None
         for name, value in found._asdict().items():
             getattr(self, name).copy_(value)
         self._classifier = None
