@@ -19,7 +19,9 @@ from limbeck.methods.base import methods
 GUIDES = Path(__file__).parents[2] / "docs" / "guides"
 
 
-@pytest.mark.parametrize("name", ["first_run", "own_model", "teacher_cache", "resume", "measuring", "choosing", "language_models"])
+@pytest.mark.parametrize(
+    "name", ["first_run", "own_model", "teacher_cache", "resume", "measuring", "choosing", "language_models"]
+)
 def test_a_guide_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
