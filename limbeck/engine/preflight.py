@@ -17,6 +17,7 @@ from limbeck.modes import evaluation_mode
 from limbeck.schedules import Weight
 from limbeck.signals import Batch, Signals
 from limbeck.taps import resolve
+from limbeck.transforms.base import transforms
 
 
 def tap_groups(
@@ -63,7 +64,9 @@ def dry_run(method: Method, batch: Batch, observers: Mapping[str, Callable[[Batc
         )
     for key in method.needs.batch:
         if key not in batch:
-            raise NeedsError(f"the method needs '{key}' in the batch, but the data gives only {sorted(batch)}")
+            raise NeedsError(
+                f"the method needs '{key}' in the batch, but the data gives only {sorted(batch)}{_made_by(key)}"
+            )
     if "labelled_mask" in batch and not method.semi_supervised:
         raise NeedsError(
             f"{type(method).__name__} learns nothing from samples without a label, but the data is labelled in part; "
@@ -81,6 +84,12 @@ def dry_run(method: Method, batch: Batch, observers: Mapping[str, Callable[[Batc
     _check_needs(method, signals)
     _check_classes(method, signals)
     return {role: s.detach() for role, s in signals.items()}
+
+
+def _made_by(key: str) -> str:
+    """Says which transform adds an entry of the batch, where one does."""
+    makers = [entry.name for entry in transforms.entries() if key in entry.part.changes and key.endswith("_inputs")]
+    return f"; add a transform that makes it, `transforms: [{makers[0]}]`" if makers else ""
 
 
 def _check_separate(method: Method, observers: Mapping[str, Callable[[Batch], Signals]]) -> None:

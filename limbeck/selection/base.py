@@ -50,19 +50,39 @@ class Selector:
 
 selectors: Registry[type[Selector]] = Registry("selector", "limbeck.selection")
 
-S = TypeVar("S", bound=type[Selector])
+P = TypeVar("P", bound=type)
 
 
-def selector(name: str, **about: Any) -> Callable[[S], S]:
-    """Returns a decorator that registers a :class:`Selector` and checks its options at construction."""
-    enter = selectors.register(name, **about)
+def part(registry: Registry[Any], name: str, **about: Any) -> Callable[[P], P]:
+    """Returns a decorator that registers a class and checks its options at construction."""
+    enter = registry.register(name, **about)
 
-    def decorate(cls: S) -> S:
-        cls.__init__ = validated(f"selector '{name}'", cls.__init__)  # type: ignore[method-assign]
+    def decorate(cls: P) -> P:
+        cls.__init__ = validated(f"{registry.kind} '{name}'", cls.__init__)
         enter(cls)
         return cls
 
     return decorate
+
+
+def build_part(registry: Registry[Any], entry: str | Mapping[str, Any]) -> Any:
+    """Returns the part of a recipe entry: a name, or a mapping of ``name`` and options.
+
+    Raises:
+        UnknownNameError: no part has that name; proposes near matches.
+        RecipeError: an option is unknown or out of its range.
+    """
+    options = {"name": entry} if isinstance(entry, str) else dict(entry)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        known = next(iter(registry))
+        raise RecipeError(f"a {registry.kind} is written {{name: {known}}}, but this says {entry!r}")
+    return registry[name].part(**{str(k): v for k, v in options.items()})
+
+
+def selector(name: str, **about: Any) -> Callable[[P], P]:
+    """Returns a decorator that registers a :class:`Selector` and checks its options at construction."""
+    return part(selectors, name, **about)
 
 
 def build_selector(entry: str | Mapping[str, Any]) -> Selector:
@@ -72,8 +92,5 @@ def build_selector(entry: str | Mapping[str, Any]) -> Selector:
         UnknownNameError: no selector has that name; proposes near matches.
         RecipeError: an option is unknown or out of its range.
     """
-    options = {"name": entry} if isinstance(entry, str) else dict(entry)
-    name = options.pop("name", None)
-    if not isinstance(name, str):
-        raise RecipeError(f"a selector is written {{name: pcoreset}}, but this says {entry!r}")
-    return selectors[name].part(**{str(k): v for k, v in options.items()})
+    built: Selector = build_part(selectors, entry)
+    return built

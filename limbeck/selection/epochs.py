@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from limbeck import streams
 from limbeck.data.loader import Loader
-from limbeck.errors import NeedsError, RecipeError
-from limbeck.hyperparameters import validated
+from limbeck.errors import NeedsError
 from limbeck.modes import evaluation_mode
 from limbeck.registry import Registry
+from limbeck.selection.base import P, build_part, part
 from limbeck.signals import Batch, Signals
 from limbeck.tasks.base import Task
 
@@ -40,19 +40,10 @@ class EpochRule:
 
 epoch_rules: Registry[type[EpochRule]] = Registry("selection", "limbeck.selection")
 
-R = TypeVar("R", bound=type[EpochRule])
 
-
-def epoch_rule(name: str, **about: Any) -> Callable[[R], R]:
+def epoch_rule(name: str, **about: Any) -> Callable[[P], P]:
     """Returns a decorator that registers an :class:`EpochRule` and checks its options at construction."""
-    enter = epoch_rules.register(name, **about)
-
-    def decorate(cls: R) -> R:
-        cls.__init__ = validated(f"selection '{name}'", cls.__init__)  # type: ignore[method-assign]
-        enter(cls)
-        return cls
-
-    return decorate
+    return part(epoch_rules, name, **about)
 
 
 def build_epoch_rule(entry: str | Mapping[str, Any]) -> EpochRule:
@@ -62,11 +53,8 @@ def build_epoch_rule(entry: str | Mapping[str, Any]) -> EpochRule:
         UnknownNameError: no rule has that name; proposes near matches.
         RecipeError: an option is unknown or out of its range.
     """
-    options = {"name": entry} if isinstance(entry, str) else dict(entry)
-    name = options.pop("name", None)
-    if not isinstance(name, str):
-        raise RecipeError(f"a selection is written {{name: confident}}, but this says {entry!r}")
-    return epoch_rules[name].part(**{str(k): v for k, v in options.items()})
+    built: EpochRule = build_part(epoch_rules, entry)
+    return built
 
 
 class SelectedLoader:

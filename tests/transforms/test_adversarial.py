@@ -126,5 +126,5 @@ def test_adversarial_training_makes_the_training_samples_harder_to_attack(method
 
 
 def test_without_the_transform_the_missing_entry_is_named() -> None:
-    with pytest.raises(NeedsError, match="adversarial_inputs"):
+    with pytest.raises(NeedsError, match=r"adversarial_inputs.*transforms: \[pgd\]"):
         stage_of("pgd_at")

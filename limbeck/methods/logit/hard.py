@@ -41,6 +41,7 @@ class HARD(Method):
     """
 
     needs = Needs(student={"logits"}, teacher={"logits"}, batch={HARD_INPUTS})
+    semi_supervised = True
 
     def __init__(self, *, temperature: Positive = 2.0, share: Fraction = 0.5) -> None:
         super().__init__()
