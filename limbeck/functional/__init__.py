@@ -19,6 +19,7 @@ from limbeck.functional.correlation import (
     pearson,
 )
 from limbeck.functional.decoupled import DecoupledKL, decoupled_kl
+from limbeck.functional.divergence_registry import Divergence, divergence, divergence_names, register_divergence
 from limbeck.functional.divergences import js, kl, tempered_log_softmax
 from limbeck.functional.feature_likelihood import gaussian_feature_nll
 from limbeck.functional.feature_maps import (
@@ -42,6 +43,7 @@ from limbeck.functional.kernel_self_distillation import (
     spectrum_limit,
 )
 from limbeck.functional.logit_transforms import LOGIT_TRANSFORMS, logit_transform, standardize
+from limbeck.functional.loss_head import projected_token_losses, token_losses
 from limbeck.functional.meta_distillation import (
     anchored_step,
     contraction,
@@ -51,6 +53,7 @@ from limbeck.functional.meta_distillation import (
 from limbeck.functional.neuron_selectivity import neuron_selectivity
 from limbeck.functional.normalized import NormalizedKD, normalized_kd
 from limbeck.functional.plackett_luce import label_first_order, plackett_luce, plackett_luce_distillation
+from limbeck.functional.policy import group_statistics, kl_estimate, policy_surrogate, reward_to_go
 from limbeck.functional.probability_error import probability_error
 from limbeck.functional.rank_correlation import kendall_tau, ranks, spearman_rho
 from limbeck.functional.reduction import Reduction, reduce
@@ -63,11 +66,14 @@ from limbeck.functional.relations import (
     relational_distance,
     similarity_preserving,
 )
+from limbeck.functional.sampled_targets import SampledLoss, draw_classes, importance_weights
 from limbeck.functional.selective_scan import combined_logits, selective_scan
 from limbeck.functional.self_labels import nontarget_cross_entropy, target_values, zipf_labels
 from limbeck.functional.sinkhorn import sinkhorn_distance, sinkhorn_plan
 from limbeck.functional.sparse_labels import sparse_cross_entropy, spread_rest
+from limbeck.functional.sparse_targets import divergence_bounds, top_k, top_k_loss
 from limbeck.functional.subclasses import class_log_probabilities, fit_subclasses, subclass_kl, subclass_log_targets
+from limbeck.functional.token_losses import LabelLoss, divergence_loss
 from limbeck.functional.training_free import (
     activation_pattern_score,
     class_correlation_distance,
@@ -79,8 +85,11 @@ from limbeck.functional.training_free import (
 __all__ = [
     "LOGIT_TRANSFORMS",
     "DecoupledKL",
+    "Divergence",
+    "LabelLoss",
     "NormalizedKD",
     "Reduction",
+    "SampledLoss",
     "activation_pattern_score",
     "align_gradients",
     "anchored_step",
@@ -104,17 +113,25 @@ __all__ = [
     "correlation_congruence",
     "cross_entropy",
     "decoupled_kl",
+    "divergence",
+    "divergence_bounds",
+    "divergence_loss",
+    "divergence_names",
+    "draw_classes",
     "fit_subclasses",
     "flow_matrix",
     "focal_cross_entropy",
     "gaussian_feature_nll",
     "greedy_weights",
+    "group_statistics",
     "hierarchical_context",
+    "importance_weights",
     "inter_class_distance",
     "intra_class_distance",
     "js",
     "kendall_tau",
     "kl",
+    "kl_estimate",
     "label_first_order",
     "log_partition",
     "logit_transform",
@@ -134,14 +151,18 @@ __all__ = [
     "pearson",
     "plackett_luce",
     "plackett_luce_distillation",
+    "policy_surrogate",
     "probabilistic_transfer",
     "probability_error",
+    "projected_token_losses",
     "ranks",
     "rbf_kernel",
     "reduce",
+    "register_divergence",
     "relation_score",
     "relational_angle",
     "relational_distance",
+    "reward_to_go",
     "search_mixture",
     "selective_scan",
     "self_distillation_limit",
@@ -160,5 +181,8 @@ __all__ = [
     "subclass_log_targets",
     "target_values",
     "tempered_log_softmax",
+    "token_losses",
+    "top_k",
+    "top_k_loss",
     "zipf_labels",
 ]
