@@ -8,6 +8,7 @@ from language.corpus import loader, sequences, source, tiny, tokenizer
 from limbeck.data.text import TextLoader, TextSource
 from limbeck.errors import CacheError
 from limbeck.tasks.causal_lm import CausalLM
+from limbeck.teachers.cache.codecs.gaps import pack_counts, unpack_counts
 from limbeck.teachers.cache.sequences import (
     CachedSequences,
     build_sequence_codec,
@@ -85,11 +86,23 @@ def test_drawn_targets_average_to_the_distribution(independent):
         assert ((found.dense() * 50 - 50 * p).abs() < 1 + 1e-3).all()
 
 
-def test_a_drawn_token_takes_three_bytes_at_the_sizes_of_todays_vocabularies():
-    for classes in (49_152, 151_936, 200_064):
-        codec = build_sequence_codec("sampled")
-        assert codec.entry_columns(classes)["entry"].bytes == 3
-        assert codec.columns(classes, 0)["count"].bytes == 1
+def test_draws_are_packed_without_loss_in_fewer_bytes_than_their_ids():
+    numbers = np.random.default_rng(0)
+    for classes in (300, 49_152, 200_064):
+        drawn = np.minimum((numbers.pareto(0.6, (400, 50)) * 3).astype(np.int64), classes - 1)
+        drawn[0], drawn[1] = np.arange(50) * (classes // 50), classes - 1
+        rows = [np.unique(row, return_counts=True) for row in drawn]
+        ids, counts = (np.concatenate(parts) for parts in zip(*rows))
+        classes_of = np.array([len(found) for found, _ in rows])
+        packed, lengths = pack_counts(ids, counts, classes_of)
+        again = unpack_counts(packed, lengths, 50)
+        assert all(np.array_equal(a, b) for a, b in zip(again, (ids, counts, classes_of)))
+        assert lengths.max() < 256
+        if classes > 300:
+            # Sixteen bits of an id and six of a count, as a plain list would take.
+            assert len(packed) < 22 / 8 * len(ids)
+    with pytest.raises(ValueError, match="sum"):
+        unpack_counts(packed, lengths, 49)
 
 
 @pytest.mark.parametrize("codec", CODECS)

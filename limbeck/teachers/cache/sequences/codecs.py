@@ -16,10 +16,11 @@ from limbeck.hyperparameters import Count, Positive, WholeNumber
 from limbeck.registry import Registry
 from limbeck.signals import Head, Hidden, Sampled, Signals, TopK
 from limbeck.teachers.cache.codecs.base import Column, build_codec, codec, narrowed
-from limbeck.teachers.cache.codecs.bits import pack, packed_bytes, unpack, width_of
+from limbeck.teachers.cache.codecs.gaps import pack_counts, unpack_counts
 from limbeck.teachers.cache.codecs.topk import TopKCodec
 
 _ROWS = 128
+_MOST_DRAWS = 127
 
 
 class Rows:
@@ -222,9 +223,9 @@ class SampledTokens:
     r"""Stores ``draws`` tokens drawn with replacement from :math:`p^{1/T}`, as distinct ids with counts.
 
     Counts over ``draws`` are a target whose expectation is the teacher's distribution, so the gradient of the
-    cross-entropy with it is an unbiased estimate of that of full distillation, tail included, which no top-k is. An
-    entry takes the bits of an id and of a count, rounded up to bytes (3 bytes up to 2**18 tokens and 63 draws), and a
-    token one byte more.
+    cross-entropy with it is an unbiased estimate of that of full distillation, tail included, which no top-k is. Ids
+    take the bits of the gaps between them and counts one bit a draw (see :mod:`limbeck.teachers.cache.codecs.gaps`):
+    about 14 bits a distinct token, and a token of text has from one to two dozen.
 
     Draws come from a stream keyed by (seed, sequence, position), so a cache is the same however often its writing was
     interrupted.
@@ -247,8 +248,8 @@ class SampledTokens:
     def __init__(
         self, *, draws: Count = 50, seed: WholeNumber = 0, temperature: Positive = 1.0, independent: bool = True
     ) -> None:
-        if draws > 255:
-            raise RecipeError(f"codec 'sampled': draws = {draws}: give at most 255")
+        if draws > _MOST_DRAWS:
+            raise RecipeError(f"codec 'sampled': draws = {draws}: give at most {_MOST_DRAWS}")
         self.draws, self.seed, self.temperature, self.independent = draws, seed, temperature, independent
 
     @property
@@ -259,31 +260,21 @@ class SampledTokens:
         }  # fmt: skip
 
     def columns(self, classes: int, width: int) -> dict[str, Column]:
-        """The number of distinct tokens."""
+        """How many bytes the token's draws take."""
         return {"count": Column("uint8")}
 
     def entry_columns(self, classes: int) -> dict[str, Column]:
-        """An id and how often it was drawn, packed."""
-        return {"entry": Column("uint8", (packed_bytes(1, self._bits(classes)),))}
-
-    def _bits(self, classes: int) -> int:
-        return width_of(classes) + self.draws.bit_length()
+        """A byte of the draws."""
+        return {"entry": Column("uint8")}
 
     def encode(self, values: Tensor, keys: np.ndarray) -> Rows:
         """Returns what was drawn from ``[M, V]`` logits."""
-        classes = values.shape[-1]
-        shift = width_of(classes)
-        numbers, counts = [], []
-        for start in range(0, len(values), _ROWS):
-            chosen = slice(start, start + _ROWS)
-            drawn = self._draw(values[chosen], keys[chosen])
-            for row in drawn:
-                found, often = np.unique(row, return_counts=True)
-                numbers.append(found.astype(np.uint64) | (often.astype(np.uint64) << np.uint64(shift)))
-                counts.append(len(found))
-        entries = np.concatenate(numbers) if numbers else np.zeros(0, np.uint64)
-        number = np.array(counts, np.uint8)
-        return Rows({"count": number}, {"entry": pack(entries[:, None], self._bits(classes))}, number.astype(np.int64))
+        parts = [
+            pack_counts(*_counted(self._draw(values[start : start + _ROWS], keys[start : start + _ROWS])))
+            for start in range(0, len(values), _ROWS)
+        ]
+        packed, lengths = (np.concatenate(arrays) for arrays in zip(*parts))
+        return Rows({"count": lengths.astype(np.uint8)}, {"entry": packed}, lengths)
 
     def _draw(self, logits: Tensor, keys: np.ndarray) -> np.ndarray:
         """Returns ``[M, draws]`` classes by inverting the cumulative distribution."""
@@ -301,13 +292,24 @@ class SampledTokens:
     def decode(self, rows: Rows, classes: int, head: Head | None) -> Signals:
         """Returns ``sampled``, as wide as the fullest token needs."""
         assert rows.counts is not None
-        width, shift = int(rows.counts.max(initial=1)), width_of(classes)
-        numbers = unpack(rows.entries["entry"], 1, self._bits(classes))[:, 0]
-        ids, often = numbers & ((1 << shift) - 1), numbers >> shift
-        if len(ids) and int(ids.max()) >= classes:
+        try:
+            ids, often, distinct = unpack_counts(rows.entries["entry"], rows.counts, self.draws)
+        except ValueError as error:
+            raise CacheError(f"cached draws cannot be read: {error}; write the cache again") from None
+        if int(ids.max()) >= classes:
             raise CacheError(f"a cached row names token {int(ids.max())} of only {classes}; write the cache again")
-        indices = np.zeros((len(rows.counts), width), np.int64)
-        weights = np.zeros((len(rows.counts), width), np.float32)
-        place = np.arange(width)[None, :] < rows.counts[:, None]
+        width = int(distinct.max())
+        indices = np.zeros((len(distinct), width), np.int64)
+        weights = np.zeros((len(distinct), width), np.float32)
+        place = np.arange(width)[None, :] < distinct[:, None]
         indices[place], weights[place] = ids, often / self.draws
         return Signals(sampled=Sampled(torch.from_numpy(indices), torch.from_numpy(weights), classes))
+
+
+def _counted(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the distinct classes of ``[M, draws]`` draws, how often each was drawn, and how many each row has."""
+    ordered = np.sort(drawn, axis=1)
+    new = np.ones(ordered.shape, bool)
+    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    starts = np.flatnonzero(new)
+    return ordered[new], np.diff(starts, append=ordered.size), new.sum(1)
