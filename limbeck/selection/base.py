@@ -58,7 +58,7 @@ def part(registry: Registry[Any], name: str, **about: Any) -> Callable[[P], P]:
     enter = registry.register(name, **about)
 
     def decorate(cls: P) -> P:
-        cls.__init__ = validated(f"{registry.kind} '{name}'", cls.__init__)
+        cls.__init__ = validated(f"{registry.kind} '{name}'", cls.__init__)  # type: ignore[misc]
         enter(cls)
         return cls
 
