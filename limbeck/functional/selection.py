@@ -34,7 +34,7 @@ def k_center_greedy(
 ) -> Cover:
     r"""Covers a pool: repeatedly picks the point that is farthest from all centres and makes it one.
 
-    .. math:: u^* = \arg\max_{u} \min_{c} \lVert p_u - p_c \rVert
+    .. math:: u^* = \mathrm{argmax}_u \min_c \lVert p_u - p_c \rVert
 
     In the space of class probabilities this is PCoreSet, in that of features the core-set method. Only the distance to
     the nearest centre is kept, so a pick costs one pass over the pool. Of equal distances the first is picked.
