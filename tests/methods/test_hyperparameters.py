@@ -22,6 +22,7 @@ from methods.workbench import annotations, bench, choices, weighted_totals
 
 EVERY = [(name, key) for name in methods for key in methods[name].part.hyperparameters()]
 TOGETHER: dict[str, dict[str, Any]] = {
+    "dhkd": {"temperature": 0.05},
     "distillm2": {"adaptive_skew": True, "anchor_steps": 1, "skew": 0.9},
     "kdrl": {"anneal": 1e-3},
     "opsd": {"clip": 1e-3, "beta": 0.0},
@@ -84,13 +85,19 @@ def _contexts(name: str, key: str) -> Iterator[dict[str, Any]]:
 
 
 def _result(name: str, config: dict[str, Any], steps: int = 2) -> list[float]:
-    """Losses after some steps, at every moment of a run, each term, and the number of parameters of the method."""
+    """Losses after some steps, at every moment of a run, each term, the number of parameters of the method, and what an
+    extended student says.
+    """
     built = bench(name, config)
     built.train(steps)
     terms = built.terms()
     each = [float(as_term(terms[n]).mean().detach()) for n in sorted(terms)]
     size = sum(p.numel() for p in built.method.parameters())
-    return [*weighted_totals(built, terms), *each, float(size)]
+    said: list[float] = []
+    if built.method.extends_student:
+        student = built.method.finish(built.learners["student"]).eval()
+        said = student(built.batch()["inputs"]).detach().flatten().tolist()
+    return [*weighted_totals(built, terms), *each, float(size), *said]
 
 
 @every_hyperparameter
@@ -98,10 +105,8 @@ def test_changes_the_result(name: str, key: str) -> None:
     """Authors' code has hyperparameters that a hard-coded constant overrules."""
     default = methods[name].part.hyperparameters()[key].default
     for context in _contexts(name, key):
-        if key == "average_from":  # it acts at the end of a run
-            steps = 24
-        else:
-            steps = 4 if key == "detach_skew" else 2  # it acts through the gradient, of few of the first sequences
+        # Two act late: through the gradient of few of the first sequences, and at the end of a run.
+        steps = {"detach_skew": 4, "average_from": 24}.get(key, 2)
         expected = _result(name, {**context, key: default}, steps)
         for value in itertools.islice(_other_values(name, key), 10):
             try:
