@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from limbeck import streams
@@ -64,7 +65,7 @@ class DHKD(LogitMethod):
         heads: Literal["dual", "single"] = "dual",
         auxiliary: Literal["linear", "perceptron"] = "linear",
         gradients: Literal["sum", "aligned"] = "sum",
-        eps: NonNegative = 0.0,
+        eps: Annotated[float, Ge(0), Lt(0.5)] = 0.0,
     ) -> None:
         super().__init__()
         self.temperature, self.eps = temperature, eps

@@ -76,7 +76,7 @@ class SinKD(LogitMethod):
         """Returns the temperature of ``kd`` in an epoch, counted from 0."""
         if self.anneal_epochs == 0:
             return self.kd_temperature
-        done = min(epoch / max(self.anneal_epochs - 1, 1), 1.0)
+        done = min(epoch / (self.anneal_epochs - 1), 1.0) if self.anneal_epochs > 1 else 1.0
         return self.kd_temperature + (1 - self.kd_temperature) * done
 
     def forward(self, batch: Batch, student: Signals, teacher: Signals) -> Terms:
