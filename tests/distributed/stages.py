@@ -9,17 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.engine import distributed
+from limbeck.engine.reporter import Reporter
 from limbeck.engine.roles import Role
 from limbeck.engine.run_folder import RunFolder
 from limbeck.engine.settings import TrainSettings
-from limbeck.engine.reporter import Reporter
 from limbeck.engine.stage import Stage
 from limbeck.methods.base import build_method, methods
+from limbeck.methods.sequence.base import SequenceMethod
 from limbeck.schedules import Progress
 from limbeck.signals import Batch
+from limbeck.tasks.causal_lm import CausalLM
 from limbeck.tasks.classification import Classification
 from methods.networks import CLASSES, large_teacher, small_student
-from methods.workbench import all_labels, make_batch
+from methods.sequences import VOCABULARY, LanguageModel, sequence_batch
+from methods.workbench import SAMPLES, all_labels, make_batch
 
 RATE = 1e-4
 UNEVEN = (7, 5)
@@ -38,8 +41,10 @@ class TinyLoader:
         views: names of further views.
     """
 
-    def __init__(self, sizes: Sequence[int], views: tuple[str, ...] = ()) -> None:
-        self._sizes, self._views = tuple(sizes), views
+    def __init__(
+        self, sizes: Sequence[int], views: tuple[str, ...] = (), sequences: frozenset[str] | None = None
+    ) -> None:
+        self._sizes, self._views, self._sequences = tuple(sizes), views, sequences
         self.steps_per_epoch = len(sizes)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
@@ -47,14 +52,28 @@ class TinyLoader:
         for step in range(start_step, len(self._sizes)):
             size, start = self._sizes[step], sum(self._sizes[:step])
             first, last = size * rank // world, size * (rank + 1) // world
-            batch = make_batch(last - first, start=start + first, views=self._views)
+            batch = self._batch(start + first, start + last)
             batch["epoch"] = epoch
             yield batch.map(in_default_type)
+
+    def _batch(self, first: int, last: int) -> Batch:
+        """Images, or sequences with the entries that a method reads."""
+        if self._sequences is None:
+            return make_batch(last - first, start=first, views=self._views)
+        batch = sequence_batch(SAMPLES, slice(first, last), views=self._views)
+        return Batch((k, v) for k, v in batch.items() if k in {"inputs", "index", "views", *self._sequences})
 
 
 def roles_of(name: str, *, batch_norm: bool = False) -> dict[str, Role]:
     """The method's models: learners that differ, and teachers with as many stages."""
     method = methods[name].part
+    if issubclass(method, SequenceMethod):
+        return {
+            role: Role(
+                model=LanguageModel(6 if role in method.learners else 9, seed=10 + number).to(torch.get_default_dtype())
+            )
+            for number, role in enumerate(method.roles())
+        }
     return {
         role: Role(
             model=(
@@ -90,14 +109,16 @@ def make_stage(
     }
     options = {"negatives": 8, "embedding": 6} if name == "crd" else {}
     method = build_method(name, **options, **(config or {}))
+    sequential = isinstance(method, SequenceMethod)
+    entries = method.needs.batch | method.optional_entries | {"mask"} if isinstance(method, SequenceMethod) else None
     stage = Stage(
         method=method,
         roles=roles if roles is not None else roles_of(name),
-        task=Classification(),
-        loader=loader if loader is not None else TinyLoader(sizes, method.needs.views),
+        task=CausalLM() if sequential else Classification(),
+        loader=loader if loader is not None else TinyLoader(sizes, method.needs.views, entries),
         settings=TrainSettings(**settings),
         labels=all_labels(),
-        num_classes=CLASSES,
+        num_classes=VOCABULARY if sequential else CLASSES,
         folder=folder,
         seed=5,
         reporter=reporter,

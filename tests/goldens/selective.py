@@ -38,6 +38,7 @@ def tsd_kd(case: Case) -> dict[str, Tensor]:
         alpha=config["alpha"],
         gate_temperature=config["gate_temperature"],
         temperature=config["jsd_temperature"],
+        average="token_mean",
     )
     assert isinstance(method, TSDKD)
     signals = {"student": Signals(logits=student), "teacher": Signals(logits=teacher)}

@@ -37,8 +37,8 @@ class TSDKD(SequenceMethod):
 
     Deviations from the authors' code, which differs from the paper: it maximises the likelihood of the reversed order,
     finds the opening over the whole batch, and takes all but a tenth of the tokens for the most uncertain ones. The
-    paper sums the ranking over the opening; here it is a mean over the openings' tokens, or with ``sequence_mean`` over
-    sequences, which is what to use where a batch is split.
+    paper sums the ranking over the opening; here it is a mean over the opening's tokens. With ``token_mean`` it is
+    one over all openings of a batch, which then cannot be split into micro-batches or processes.
 
     Args:
         candidates: number of the student's likeliest tokens that are ranked.
@@ -63,7 +63,7 @@ class TSDKD(SequenceMethod):
         alpha: NonNegative = 0.1,
         gate_temperature: Positive = 1.0,
         temperature: Positive = 1.0,
-        average: Average = "token_mean",
+        average: Average = "sequence_mean",
     ) -> None:
         super().__init__()
         self.candidates = candidates
@@ -97,10 +97,16 @@ class TSDKD(SequenceMethod):
         chosen = top_fraction(unsure.detach(), mask, fraction=self.uncertain_fraction)
         opener = opening(unsure.detach(), mask, fraction=self.opening_fraction)
         return {
-            "ranking": self.averaged(self._ranking(ours, theirs), opener),
+            "ranking": self._opened(self._ranking(ours, theirs), opener, mask),
             "jsd": self.averaged(values * self.gate(unsure, sure), mask),
             "entropy": Term(sequence_means(unsure, chosen), mask.any(-1)),
         }
+
+    def _opened(self, values: Tensor, opener: Tensor, mask: Tensor) -> Term:
+        """Returns the term that averages over openings: one number a sequence, or all their tokens."""
+        if self.average == "token_mean":
+            return Term(values, opener)
+        return Term(sequence_means(values, opener), mask.any(-1))
 
     def _ranking(self, ours: Tensor, theirs: Tensor) -> Tensor:
         candidates, order = self.ranked(ours, theirs)
