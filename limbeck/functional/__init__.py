@@ -9,7 +9,9 @@ gradients.
 
 from limbeck.functional.activation_boundaries import negative_part_mean, partial_distance
 from limbeck.functional.binary_divergences import binary_kl, binary_kl_norm
+from limbeck.functional.boosted_targets import boosted_cross_entropy
 from limbeck.functional.classification import confidence_weights, cross_entropy
+from limbeck.functional.conditional_information import conditional_mutual_information
 from limbeck.functional.contrastive import log_partition, memory_scores, noise_contrastive
 from limbeck.functional.correlation import (
     batch_correlation,
@@ -21,6 +23,7 @@ from limbeck.functional.correlation import (
 from limbeck.functional.decoupled import DecoupledKL, decoupled_kl
 from limbeck.functional.divergence_registry import Divergence, divergence, divergence_names, register_divergence
 from limbeck.functional.divergences import js, kl, tempered_log_softmax
+from limbeck.functional.feature_direction import norm_and_direction
 from limbeck.functional.feature_likelihood import gaussian_feature_nll
 from limbeck.functional.feature_maps import (
     attention_map,
@@ -73,6 +76,7 @@ from limbeck.functional.sinkhorn import sinkhorn_distance, sinkhorn_plan
 from limbeck.functional.sparse_labels import sparse_cross_entropy, spread_rest
 from limbeck.functional.sparse_targets import divergence_bounds, top_k, top_k_loss
 from limbeck.functional.subclasses import class_log_probabilities, fit_subclasses, subclass_kl, subclass_log_targets
+from limbeck.functional.token_graph import context_difference, token_contrast
 from limbeck.functional.token_losses import LabelLoss, divergence_loss
 from limbeck.functional.training_free import (
     activation_pattern_score,
@@ -101,14 +105,17 @@ __all__ = [
     "batch_correlation",
     "binary_kl",
     "binary_kl_norm",
+    "boosted_cross_entropy",
     "class_correlation",
     "class_correlation_distance",
     "class_log_probabilities",
     "classifier_gradient",
     "combined_logits",
+    "conditional_mutual_information",
     "confidence_weights",
     "consecutive_correlation",
     "constant_weight_spectrum",
+    "context_difference",
     "contraction",
     "correlation_congruence",
     "cross_entropy",
@@ -144,6 +151,7 @@ __all__ = [
     "neuron_selectivity",
     "noise_contrastive",
     "nontarget_cross_entropy",
+    "norm_and_direction",
     "normalized_kd",
     "optimal_weight",
     "pairwise_distances",
@@ -181,6 +189,7 @@ __all__ = [
     "subclass_log_targets",
     "target_values",
     "tempered_log_softmax",
+    "token_contrast",
     "token_losses",
     "top_k",
     "top_k_loss",

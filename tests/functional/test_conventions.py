@@ -45,10 +45,18 @@ EXAMPLES = {
     "batch_correlation": Example(LOGITS, logits=True),
     "binary_kl": Example(LOGITS, logits=True),
     "binary_kl_norm": Example(LOGITS, logits=True),
+    "boosted_cross_entropy": Example(LOGITS, lambda: (torch.arange(B) % C,), {"exponent": 1.5}, logits=True),
     "class_correlation": Example(LOGITS, logits=True),
     "class_correlation_distance": Example([(B, 4), (B, 4)]),
+    "conditional_mutual_information": Example(
+        [(B, C)],
+        lambda: (torch.arange(B) % C, torch.eye(C).log_softmax(1)),
+        constants=(),
+        logits=True,
+    ),
     "consecutive_correlation": Example([(B, 4), (B, 4)], constants=()),
     "correlation_congruence": Example([(B, 4), (B, 7)]),
+    "context_difference": Example([(B, 6, 4), (B, 6, 5)]),
     "cross_entropy": Example([(B, C)], lambda: (torch.arange(B) % C,), constants=(), logits=True),
     "decoupled_kl": Example(LOGITS, lambda: (torch.arange(B) % C,), logits=True),
     "gaussian_feature_nll": Example(MAPS, lambda: (torch.full((3,), 2.0),), **BOTH),
@@ -63,6 +71,7 @@ EXAMPLES = {
     "nontarget_cross_entropy": Example(
         LOGITS, lambda: (torch.nn.functional.one_hot(torch.arange(B) % C, C).double(),), logits=True
     ),
+    "norm_and_direction": Example([(B, 4), (B, 7)], lambda: (torch.eye(3, 4), torch.arange(B) % 3)),
     "normalized_kd": Example(LOGITS, lambda: (torch.arange(B) % C,), logits=True),
     "partial_distance": Example(MAPS, lambda: (torch.full((3,), -0.5),), **BOTH),
     "plackett_luce": Example([(B, C)], lambda: (torch.arange(C).expand(B, C),), constants=(), logits=True),
@@ -78,6 +87,7 @@ EXAMPLES = {
     "similarity_preserving": Example([(B, 4), (B, 7)]),
     "sinkhorn_distance": Example(LOGITS, logits=True, coupled=True),
     "subclass_kl": Example(LOGITS),
+    "token_contrast": Example([(B, 4), (B, 4)], options={"temperature": 0.5}, coupled=True),
 }
 NAMES = sorted(EXAMPLES)
 MASKED = [
