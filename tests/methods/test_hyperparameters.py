@@ -85,8 +85,8 @@ def _contexts(name: str, key: str) -> Iterator[dict[str, Any]]:
 
 
 def _result(name: str, config: dict[str, Any], steps: int = 2) -> list[float]:
-    """Losses after some steps, at every moment of a run, each term, the number of parameters of the method, and what an
-    extended student says.
+    """Losses after some steps, at every moment of a run, each term, the number of parameters of the method and of terms
+    whose gradient gives way, and what an extended student says.
     """
     built = bench(name, config)
     built.train(steps)
@@ -97,7 +97,7 @@ def _result(name: str, config: dict[str, Any], steps: int = 2) -> list[float]:
     if built.method.extends_student:
         student = built.method.finish(built.learners["student"]).eval()
         said = student(built.batch()["inputs"]).detach().flatten().tolist()
-    return [*weighted_totals(built, terms), *each, float(size), *said]
+    return [*weighted_totals(built, terms), *each, float(size), float(len(built.method.yielding())), *said]
 
 
 @every_hyperparameter
