@@ -151,6 +151,45 @@ def cache(
 
 
 @app.command()
+def search(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Folder of the scores and the recipe with the best student.")] = Path(
+        "runs/search"
+    ),
+    space: Annotated[str, typer.Option(help="`residual` or `cells`.")] = "residual",
+    candidates: Annotated[int, typer.Option(help="Students to score.", min=1)] = 100,
+    max_parameters: Annotated[float | None, typer.Option(help="Most parameters of a student.")] = None,
+    max_macs: Annotated[float | None, typer.Option(help="Most multiply-accumulates of a student.")] = None,
+    repeats: Annotated[int, typer.Option(help="Initialisations that a score is the mean of.", min=1)] = 1,
+    train: Annotated[
+        int, typer.Option(help="Students to train afterwards, to see how well scores order accuracy.", min=0)
+    ] = 0,
+) -> None:
+    """Find a student for a recipe's teacher without training, by DisWOT's scores and evolution.
+
+    Look at the parameters beside the scores: on small data they often order students better. `--train 8` measures it.
+    """
+    from limbeck.recipes.search import rank_correlations, search_recipe
+    from limbeck.report.progress import ProgressBar
+    from limbeck.students.search.evolve import Budget, Settings
+
+    settings = Settings(candidates=candidates, budget=Budget(max_parameters, max_macs))
+    with ProgressBar("searching") as bar:
+        found = search_recipe(
+            recipe, overrides or [], out=out, space=space, settings=settings, repeats=repeats, progress=bar.update
+        )
+    for candidate in found.candidates[:5]:
+        scores = "  ".join(f"{name} {value:.5g}" for name, value in candidate.scores.items())
+        typer.echo(f"{candidate.value:.5f}  {candidate.spec}  {scores}")
+    if train:
+        said = rank_correlations(recipe, found, train, out=out / "runs", overrides=overrides or [])
+        for name, pair in said.items():
+            typer.echo(f"{name}: Kendall {pair['kendall']:+.2f}, Spearman {pair['spearman']:+.2f} with accuracy")
+    typer.echo(f"wrote {found.recipe}")
+
+
+@app.command()
 def evaluate(
     folder: RunPath,
     names: Annotated[
