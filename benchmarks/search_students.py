@@ -34,6 +34,8 @@ def main() -> None:
     thousand = seconds / len(history) * 1000
     verdict = "met" if thousand <= BAR_SECONDS else "missed"
     print(f"scored {len(history)} in {seconds:.1f} s")
+    if arguments.quick:
+        return  # four students are mostly the library's first calls
     print(f"a thousand take {thousand:.1f} s (at most {BAR_SECONDS:.1f}: {verdict})")
 
 
