@@ -68,10 +68,14 @@ class Observer:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def __call__(self, batch: Batch) -> Signals:
-        """Returns the model's signals for the default view and for each further view."""
+        """Returns the model's signals for the default view and for each further view that the batch has.
+
+        A batch that a method made of its own has none, though a method beside it may read some.
+        """
         signals = self._run(batch.inputs_for(self.role))
-        if self.views:
-            signals = replace(signals, views={v: self._run(batch.inputs_for(self.role, v)) for v in self.views})
+        there = [view for view in self.views if view in batch.get("views", {})]
+        if there:
+            signals = replace(signals, views={v: self._run(batch.inputs_for(self.role, v)) for v in there})
         return signals
 
     def _run(self, inputs: Any, model: nn.Module | None = None) -> Signals:

@@ -24,7 +24,7 @@ from limbeck.signals import Batch, Signals, Terms
     paper="2009.07253",
     year=2020,
     family="sequence",
-    equation=r"L = -\frac{1}{M} \sum_t \log q\big(\arg\max_v p(v \mid y_{<t}) \mid y_{<t}\big),"
+    equation=r"L = -\frac{1}{M} \sum_t \log q\big(\mathrm{argmax}_v p(v \mid y_{<t}) \mid y_{<t}\big),"
     r" \qquad y \sim \text{data or } q",
 )
 class ImitKD(SequenceMethod):
