@@ -28,8 +28,8 @@ from turns import in_turns, machine, milliseconds, ratio, settle
 from workload import CLASSES, PLAIN, make_batches, make_models, pair, stage_loop
 
 from limbeck.engine.combine import combine, term_means
-from limbeck.engine.settings import TrainSettings
 from limbeck.engine.reporter import Reporter
+from limbeck.engine.settings import TrainSettings
 from limbeck.engine.stage import Stage
 from limbeck.methods.base import Method, build_method
 from limbeck.schedules import Progress

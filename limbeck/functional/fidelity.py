@@ -28,7 +28,8 @@ def top_k_agreement(student_logits: Tensor, teacher_logits: Tensor, *, k: int) -
         ValueError: the shapes differ, or ``k`` is out of range.
 
     Example:
-        >>> top_k_agreement(torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([[3.0, 1.0, 2.0]]), k=2).item()  # 0 and 1, 0 and 2
+        >>> first, second = torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([[3.0, 1.0, 2.0]])
+        >>> top_k_agreement(first, second, k=2).item()  # 0 and 1, 0 and 2
         0.5
     """
     student, teacher = checked_pair(student_logits, teacher_logits)

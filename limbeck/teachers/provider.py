@@ -153,7 +153,7 @@ class _SumOverProcesses(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """Returns the sum of the gradients."""
         total = gradient.clone()
         torch.distributed.all_reduce(total)

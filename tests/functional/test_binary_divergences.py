@@ -65,7 +65,9 @@ def test_saturated_values() -> None:
     # -log(1e-8) / 2 - log(1 - 1e-8) / 2 - log(2), also where 1 - 1e-8 rounds to 1.
     value = binary_kl_norm(torch.tensor([[1e6]]), torch.zeros(1, 1), temperature=1.0, eps=1e-8)
     assert value.item() == pytest.approx(-0.5 * math.log(1e-8) - math.log(2), rel=1e-6)
-    assert binary_kl_norm(torch.tensor([[1e6]]), torch.zeros(1, 1), temperature=1.0).item() == pytest.approx(5e5, abs=1.0)
+    assert binary_kl_norm(torch.tensor([[1e6]]), torch.zeros(1, 1), temperature=1.0).item() == pytest.approx(
+        5e5, abs=1.0
+    )
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"eps": 0.5}, {"eps": -0.1}])

@@ -63,4 +63,3 @@ def _tests(case: Case) -> dict[str, Any]:
         "out.anova_F": variance.statistic,
         "out.anova_p": variance.p,
     }
-

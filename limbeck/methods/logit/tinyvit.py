@@ -33,8 +33,8 @@ class TinyViT(LogitMethod):
         soft_ce: cross-entropy with the sparse target.
 
     Deviations: limbeck's own cache keeps log-probabilities and the exact mass of the rest, where the authors round
-    probabilities to half precision and take as rest what they leave, which may be slightly negative: ``half_precision`` does
-    that. Their files are read and written by :mod:`limbeck.teachers.cache.tinyvit_records`.
+    probabilities to half precision and take as rest what they leave, which may be slightly negative:
+    ``half_precision`` does that. Their files are read and written by :mod:`limbeck.teachers.cache.tinyvit_records`.
 
     Args:
         k: classes kept of a live teacher's distribution; all when None. What a ``topk`` cache left out stays out.
