@@ -39,12 +39,19 @@ class TinyLoader:
     Args:
         sizes: samples of each batch, over all processes.
         views: names of further views.
+        needed: entries that the method reads.
+        sequences: whether samples are sequences of tokens.
     """
 
     def __init__(
-        self, sizes: Sequence[int], views: tuple[str, ...] = (), sequences: frozenset[str] | None = None
+        self,
+        sizes: Sequence[int],
+        views: tuple[str, ...] = (),
+        needed: frozenset[str] = frozenset(),
+        *,
+        sequences: bool = False,
     ) -> None:
-        self._sizes, self._views, self._sequences = tuple(sizes), views, sequences
+        self._sizes, self._views, self._needed, self._sequences = tuple(sizes), views, needed, sequences
         self.steps_per_epoch = len(sizes)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
@@ -58,10 +65,10 @@ class TinyLoader:
 
     def _batch(self, first: int, last: int) -> Batch:
         """Images, or sequences with the entries that a method reads."""
-        if self._sequences is None:
-            return make_batch(last - first, start=first, views=self._views)
+        if not self._sequences:
+            return make_batch(last - first, start=first, views=self._views, needed=self._needed)
         batch = sequence_batch(SAMPLES, slice(first, last), views=self._views)
-        return Batch((k, v) for k, v in batch.items() if k in {"inputs", "index", "views", *self._sequences})
+        return Batch((k, v) for k, v in batch.items() if k in {"inputs", "index", "views", *self._needed})
 
 
 def roles_of(name: str, *, batch_norm: bool = False) -> dict[str, Role]:
@@ -110,12 +117,14 @@ def make_stage(
     options = {"negatives": 8, "embedding": 6} if name == "crd" else {}
     method = build_method(name, **options, **(config or {}))
     sequential = isinstance(method, SequenceMethod)
-    entries = method.needs.batch | method.optional_entries | {"mask"} if isinstance(method, SequenceMethod) else None
+    needed = method.needs.batch
+    if isinstance(method, SequenceMethod):
+        needed = needed | method.optional_entries | {"mask"}
     stage = Stage(
         method=method,
         roles=roles if roles is not None else roles_of(name),
         task=CausalLM() if sequential else Classification(),
-        loader=loader if loader is not None else TinyLoader(sizes, method.needs.views, entries),
+        loader=loader if loader is not None else TinyLoader(sizes, method.needs.views, needed, sequences=sequential),
         settings=TrainSettings(**settings),
         labels=all_labels(),
         num_classes=VOCABULARY if sequential else CLASSES,

@@ -66,7 +66,9 @@ def test_gradient_reaches_learners_and_own_parameters_and_nothing_else(built: Be
     signals = built.signals(batch)
     frozen = [role for role in signals if role not in built.method.learners]
     # As if the gradient could flow on into the frozen roles.
-    asking = {role: signals[role].map(lambda t: t.clone().requires_grad_()) for role in frozen}
+    asking = {
+        role: signals[role].map(lambda t: t.clone().requires_grad_() if t.is_floating_point() else t) for role in frozen
+    }
     terms = built.method(batch, **{**signals, **asking})
     mine = built.parameters()
     for name, term in terms.items():
@@ -88,7 +90,7 @@ def test_gradient_reaches_learners_and_own_parameters_and_nothing_else(built: Be
 def _tensors(signals: Signals) -> list[Tensor]:
     found: list[Tensor] = []
     signals.map(lambda tensor: found.append(tensor) or tensor)
-    return found
+    return [tensor for tensor in found if tensor.is_floating_point()]
 
 
 @every_variant
@@ -162,6 +164,8 @@ def test_extreme_signals_stay_finite(variant: Variant, dtype: torch.dtype, extre
     batch = built.batch()
 
     def distort(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
         scaled = tensor.detach() / tensor.detach().abs().max() * _EXTREMES[extreme]
         return scaled.to(dtype).requires_grad_()
 

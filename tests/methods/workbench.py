@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
@@ -64,8 +64,11 @@ def label(variant: Variant) -> str:
     return name + "".join(f"[{key}={value}]" for key, value in config.items())
 
 
-def make_batch(rows: int = ROWS, *, start: int = 0, views: tuple[str, ...] = ()) -> Batch:
-    """Samples ``start`` to ``start + rows`` of a fixed data set, in float64."""
+def make_batch(rows: int = ROWS, *, start: int = 0, views: tuple[str, ...] = (), needed: Iterable[str] = ()) -> Batch:
+    """Samples ``start`` to ``start + rows`` of a fixed data set, in float64.
+
+    What a transform would make, entries of ``needed`` that end in ``_inputs``, is there as well.
+    """
     generator = torch.Generator().manual_seed(7)
     shape = (SAMPLES, CHANNELS, SIZE, SIZE)
     inputs = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -74,6 +77,8 @@ def make_batch(rows: int = ROWS, *, start: int = 0, views: tuple[str, ...] = ())
     if views:
         other = torch.randn(shape, generator=generator, dtype=torch.float64)[chosen]
         batch["views"] = {view: other + number for number, view in enumerate(views)}
+    for number, key in enumerate(sorted(key for key in needed if key.endswith("_inputs"))):
+        batch[key] = batch["inputs"].roll(1, dims=2) + number
     return batch
 
 
@@ -128,11 +133,10 @@ class Bench:
             every = sequence_batch(SAMPLES, slice(start, start + rows), views=self.method.needs.views)
             read = {"inputs", "index", "views", "epoch", *self._entries()}
             return Batch((key, value) for key, value in every.items() if key in read)
-        batch = make_batch(rows, start=start, views=self.method.needs.views)
+        batch = make_batch(rows, start=start, views=self.method.needs.views, needed=self.method.needs.batch)
         if self.method.needs.holdout == "batches":
             batch["holdout"] = make_holdout()
-        made = sorted(key for key in self.method.needs.batch if key.endswith("_inputs"))
-        return Batch(batch, **{key: batch["inputs"].roll(1, dims=2) + n for n, key in enumerate(made)})
+        return batch
 
     def signals(self, batch: Batch) -> dict[str, Signals]:
         """What the method's roles say, and nothing that the method does not say it needs."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from limbeck.functional.sparse_targets import Reading
 from limbeck.hyperparameters import Fraction
 from limbeck.methods.base import Needs, register
 from limbeck.methods.sequence.base import STUDENT, TARGET, Average, SequenceMethod, chosen_divergence, target_loss
@@ -46,7 +45,7 @@ class DistiLLM(SequenceMethod):
         *,
         variant: Literal["skew_rkl", "skew_kl"] = "skew_rkl",
         alpha: Fraction = 0.1,
-        sparse: Reading = "tail",
+        sparse: Literal["tail", "both_renormalized"] = "tail",
         average: Average = "token_mean",
     ) -> None:
         super().__init__()

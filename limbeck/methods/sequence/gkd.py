@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from limbeck.functional.sparse_targets import Reading
+from typing import Literal
+
 from limbeck.hyperparameters import Fraction, Positive
 from limbeck.methods.base import Needs, register
 from limbeck.methods.sequence.base import STUDENT, TARGET, Average, SequenceMethod, chosen_divergence, target_loss
@@ -49,7 +50,7 @@ class GKD(SequenceMethod):
         beta: Fraction = 0.5,
         temperature: Positive = 1.0,
         normalized: bool = False,
-        sparse: Reading = "tail",
+        sparse: Literal["tail", "both_renormalized"] = "tail",
         average: Average = "token_mean",
     ) -> None:
         super().__init__()
