@@ -320,9 +320,11 @@ class Stage:
             if self.settings.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self._players[who][0], self.settings.clip_norm)
             optimizer.step()
-        distributed.share_buffers(self._plain_step.shared_buffers())
+        distributed.share_buffers([self._plain_step.learners])
         self.step += 1
+        # Until now a method's buffers may hold what this process alone has seen.
         self.method.after_step(self.progress)
+        distributed.share_buffers(self._plain_step.own_buffers())
         for observer in self.observers.values():
             _call(observer, "after_step", self.progress)
         return self.metrics.add(means, self._gradients.weights, progress)

@@ -45,12 +45,12 @@ class Step(nn.Module):
         terms = {name: as_term(value) for name, value in self._loss[0](batch, **signals).items()}
         return {name: (term.values, term.mask) for name, term in terms.items()}
 
-    def shared_buffers(self) -> Iterable[nn.Module]:
-        """Modules whose buffers differ from process to process until they are shared.
+    def own_buffers(self) -> Iterable[nn.Module]:
+        """The method, where its buffers differ from process to process until they are shared.
 
         A batch-coupled method computes the same in every process, so its buffers (memories) are not sent around.
         """
-        return [self.learners] if self.method.batch_coupled else [self.learners, self.method]
+        return [] if self.method.batch_coupled else [self.method]
 
 
 Transform = Callable[[Batch], Batch]

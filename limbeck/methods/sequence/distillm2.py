@@ -67,6 +67,7 @@ class DistiLLM2(SequenceMethod):
     )
     anchors: Tensor
     _gaps: Tensor
+    _totals: Tensor
     _steps: Tensor
 
     def __init__(
@@ -89,7 +90,8 @@ class DistiLLM2(SequenceMethod):
             "skew_rkl": _growing if growing_weight else 1.0,
         }
         self.register_buffer("anchors", torch.zeros(2, dtype=torch.float64))
-        self.register_buffer("_gaps", torch.zeros(4, dtype=torch.float64))
+        self.register_buffer("_gaps", torch.zeros(4, dtype=torch.float64), persistent=False)
+        self.register_buffer("_totals", torch.zeros(4, dtype=torch.float64))
         self.register_buffer("_steps", torch.zeros((), dtype=torch.int64))
 
     def forward(self, batch: Batch, student: Signals, teacher: Signals) -> Terms:
@@ -153,7 +155,8 @@ class DistiLLM2(SequenceMethod):
         self._steps += 1
         if not self.adaptive_skew or int(self._steps) > self.anchor_steps:
             return
-        gaps = self._gaps.clone()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(gaps)
-        self.anchors.copy_(gaps[::2] / gaps[1::2].clamp(min=1))
+            torch.distributed.all_reduce(self._gaps)
+        self._totals += self._gaps
+        self._gaps.zero_()
+        self.anchors.copy_(self._totals[::2] / self._totals[1::2].clamp(min=1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -71,6 +70,10 @@ class InterpolatedLoss(TokenLoss):
         return self.shape
 
 
+_NONE_YET = -1.0
+"""In place of a previous loss, which is never below zero."""
+
+
 @register(
     "taid",
     title="TAID: Temporally Adaptive Interpolated Distillation for Efficient Knowledge Transfer in Language Models",
@@ -127,7 +130,7 @@ class TAID(SequenceMethod):
         self.observed = InterpolatedRule(divergence("cross_entropy"))
         self.weights = {"kl": 1.0}
         self.register_buffer("share", torch.tensor(float(start), dtype=torch.float64))
-        self.register_buffer("previous", torch.tensor(math.nan, dtype=torch.float64))
+        self.register_buffer("previous", torch.tensor(_NONE_YET, dtype=torch.float64))
         self.register_buffer("trend", torch.zeros((), dtype=torch.float64))
         self.register_buffer("_seen", torch.zeros(2, dtype=torch.float64), persistent=False)
 
@@ -165,7 +168,7 @@ class TAID(SequenceMethod):
     def _adapt(self, loss: float, linear: float) -> None:
         previous, share = float(self.previous), float(self.share)
         self.previous.fill_(loss)
-        if math.isnan(previous):
+        if previous == _NONE_YET:
             return
         fall = (previous - loss) / previous if previous > 0 else 0.0
         self.trend.mul_(self.momentum).add_((1 - self.momentum) * fall)
