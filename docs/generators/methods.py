@@ -161,7 +161,12 @@ def _use(method: Explanation) -> str:
         parts.append(
             f"The [page of recipes](../recipes.md#{method.recipes[0].replace('_', '-')}) shows the whole text."
         )
-    return "\n\n".join(parts) if len(parts) > 1 else ""
+    if len(parts) == 1:
+        parts.append(
+            "No recipe comes with limbeck, as no source makes the batches it needs; a loader of your own gives their "
+            "entries, which are named above, to [`limbeck.adapters`](../guides/adapters.md)."
+        )
+    return "\n\n".join(parts)
 
 
 def _results(method: Explanation) -> str:

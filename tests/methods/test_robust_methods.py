@@ -79,6 +79,8 @@ def test_rates_fall_as_in_the_published_run() -> None:
 
 def test_identical_teachers_and_images_give_equal_losses() -> None:
     built = bench("mtard")
+    clean, robust = (built.frozen[role].model for role in ("clean_teacher", "robust_teacher"))
+    robust.load_state_dict(clean.state_dict())
     batch = built.batch()
     batch["adversarial_inputs"] = batch["inputs"]
     terms = built.terms(batch)

@@ -120,7 +120,7 @@ def test_what_cannot_be_used_here_is_passed_over_with_the_reason() -> None:
     best = next(e.arm for e in evidence_for(WISH, [r for rows in shipped_results().values() for r in rows]))
 
     def refuse(recipe: dict[str, object]) -> None:
-        if recipe["stages"][-1]["method"].get("name") == best:  # type: ignore[index]
+        if load_recipe(recipe).stages[-1].method_name == best:
             raise NeedsError("there is nothing to tap")
 
     found = recommend(WISH, usable=refuse)
