@@ -20,7 +20,7 @@ from limbeck.hyperparameters import validated_model
 from limbeck.tasks.base import tasks
 
 if TYPE_CHECKING:
-    from limbeck.recipes.build import MethodLike
+    from limbeck.recipes.method_section import MethodLike
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def distill(
     from limbeck.data import as_source
     from limbeck.data.loader import Loader
     from limbeck.data.subsets import hold_out
-    from limbeck.recipes.build import accuracy_on, as_method
+    from limbeck.recipes.build import accuracy_on
+    from limbeck.recipes.method_section import as_method
 
     settings = validated_model(TrainSettings, train, "train")
     built, weights = as_method(method)

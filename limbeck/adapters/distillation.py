@@ -14,7 +14,7 @@ from limbeck.engine.roles import Role, make_observers
 from limbeck.engine.step import Step
 from limbeck.errors import NeedsError, RecipeError
 from limbeck.methods.base import Method, Setup
-from limbeck.recipes.build import MethodLike, as_method
+from limbeck.recipes.method_section import MethodLike, as_method
 from limbeck.schedules import Progress, Weight
 from limbeck.signals import Batch, Signals, Term
 from limbeck.tasks.base import tasks

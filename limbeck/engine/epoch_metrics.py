@@ -22,8 +22,9 @@ class EpochMetrics:
         loss = float(combine(means, weights, progress))
         self._add("loss", "", loss)
         for name, mean in means.items():
-            self._add("terms", name, float(mean))
-            self._add("contributions", name, weight_at(weights[name], progress) * float(mean))
+            value = float(mean)
+            self._add("terms", name, value)
+            self._add("contributions", name, weight_at(weights[name], progress) * value)
         return loss
 
     def _add(self, kind: str, name: str, value: float) -> None:

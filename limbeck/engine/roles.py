@@ -93,5 +93,5 @@ def _observer(
 
 
 def prefers_channels_last(model: nn.Module) -> bool:
-    """Whether the model has convolutions on the CPU, most of which are faster in channels-last memory."""
+    """Whether the model has convolutions on the CPU, where channels-last memory is the default."""
     return any(isinstance(m, nn.Conv2d) and m.weight.device.type == "cpu" for m in model.modules())

@@ -59,7 +59,7 @@ class TrainSettings(BaseModel):
         "fp32", description="bf16 runs models under autocast; losses stay in fp32"
     )
     channels_last: bool | None = Field(
-        None, description="memory format of images and convolutions; on for CPUs when absent, where most models gain"
+        None, description="memory format of images and convolutions; on for CPUs when absent"
     )
     compile: bool = Field(False, description="torch.compile the models")
     compile_loss: bool = Field(False, description="torch.compile the method's loss, worth it for thousands of classes")

@@ -313,8 +313,9 @@ class Stage:
         progress = self.progress
         for who, optimizer in self.optimizers.items():
             optimizer.zero_grad(set_to_none=True)
+            rate = learning_rate(self._settings_of[who], progress)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(self._settings_of[who], progress)
+                group["lr"] = rate
         means = self._gradients(batch, progress)
         for who, optimizer in self.optimizers.items():
             if self.settings.clip_norm is not None:

@@ -17,7 +17,8 @@ from limbeck.data.text.source import divide_options
 from limbeck.engine import distributed
 from limbeck.engine.roles import Role
 from limbeck.errors import RecipeError, UnknownNameError, suggest
-from limbeck.recipes.build import RoleBuilder, StageData, make_method, make_task
+from limbeck.recipes.build import RoleBuilder, StageData, make_task
+from limbeck.recipes.method_section import make_method
 from limbeck.recipes.schema import DataSpec, Recipe, RoleSpec, StageSpec
 from limbeck.students.language import adapted, build_language_model, keep_layers, known_language_model
 from limbeck.students.loading import load_weights

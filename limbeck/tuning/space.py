@@ -11,7 +11,7 @@ from typing import Any
 from limbeck.anatomy import anatomy_of
 from limbeck.errors import RecipeError, suggest
 from limbeck.methods.base import Method, methods
-from limbeck.recipes.build import make_method
+from limbeck.recipes.method_section import make_method
 from limbeck.recipes.schema import Recipe
 
 _COOLEST, _HOTTEST = 1.0, 16.0

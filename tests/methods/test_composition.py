@@ -21,8 +21,8 @@ from limbeck.engine.stage import Stage
 from limbeck.errors import LimbeckError, NeedsError, RecipeError
 from limbeck.methods.base import LogitMethod, Method, methods
 from limbeck.methods.combined import Combined
-from limbeck.recipes.build import as_method, make_method
 from limbeck.recipes.load import load_recipe
+from limbeck.recipes.method_section import as_method, make_method
 from limbeck.schedules import Progress, weight_at
 from limbeck.signals import Signals, as_term
 from limbeck.tasks.classification import Classification

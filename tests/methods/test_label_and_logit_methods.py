@@ -13,7 +13,7 @@ from limbeck.errors import NeedsError, RecipeError
 from limbeck.functional import cross_entropy, kl, normalized_kd, sinkhorn_distance, standardize
 from limbeck.methods.base import LogitMethod, Method, Setup, build_method
 from limbeck.methods.logit.sinkd import SinKD
-from limbeck.recipes.build import make_method
+from limbeck.recipes.method_section import make_method
 from limbeck.signals import Batch, Signals, Term, as_term
 from methods.workbench import Bench, bench
 
