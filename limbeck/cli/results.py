@@ -1,0 +1,115 @@
+"""Commands on finished runs and comparisons."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from limbeck.cli.application import Overrides, RecipePath, RunPath, Trust, app
+
+
+@app.command()
+def evaluate(
+    folder: RunPath,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Evaluations, and options such as `ood.data=digits`; those of the recipe when absent."),
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Another run: compare the two students sample by sample, with a paired test.")
+    ] = None,
+    trust: Trust = False,
+) -> None:
+    """Judge the student of a finished run again, for example with more evaluations.
+
+    Examples: `limbeck evaluate runs/first corruptions corruptions.severities=[1,5] membership`,
+    `limbeck evaluate runs/first --against runs/second`
+    """
+    from limbeck.evaluate import with_options
+    from limbeck.evaluate.paired import compare_runs
+    from limbeck.recipes.run import evaluate_run
+    from limbeck.report.progress import show_paired, show_results
+
+    if against is None or names:
+        show_results(evaluate_run(folder, with_options(names or ()) or None, trust=trust))
+    if against is not None:
+        show_paired(folder, against, compare_runs(folder, against))
+
+
+@app.command()
+def export(
+    folder: RunPath,
+    form: Annotated[str, typer.Option("--format", help="`onnx`.")] = "onnx",
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; `student.onnx` in the run folder when absent.")
+    ] = None,
+    trust: Trust = False,
+) -> None:
+    """Write the student of a finished run for deployment and check its outputs against the PyTorch student."""
+    from limbeck.recipes.run import export_run
+
+    typer.echo(export_run(folder, form, out, trust=trust))
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders to show side by side.")],
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+) -> None:
+    """Write one self-contained HTML page about one or several runs."""
+    from limbeck.report.run_page import report_runs
+
+    typer.echo(f"wrote {report_runs(folders, out)}")
+
+
+@app.command()
+def bench(
+    suite: Annotated[str, typer.Argument(help="A suite file, or the name of a shipped suite.")],
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the runs, the CSV and the page; `runs/bench-<suite>` when absent.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Runs at a time; one a core when absent.", min=1)] = None,
+    trust: Trust = False,
+) -> None:
+    """Compare methods: same pair, same initialisation, same order of data, several seeds, last epoch.
+
+    No distillation, label smoothing and plain KD are always among the arms. A killed command continues.
+    """
+    from limbeck.bench.run import run_suite
+
+    typer.echo(f"wrote {run_suite(suite, overrides or [], out=out, workers=workers, trust=trust)}")
+
+
+@app.command()
+def data_curve(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    fraction: Annotated[
+        list[float] | None, typer.Option(help="A part of the training samples; 0.01, 0.1 and 1 when absent.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds of every point.", min=1)] = 3,
+    equal_steps: Annotated[
+        bool, typer.Option("--equal-steps", help="Train on each part for as many steps as on the whole.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder; `runs/data-curve-<recipe>` when absent.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Runs at a time; one a core when absent.", min=1)] = None,
+    trust: Trust = False,
+) -> None:
+    """Run a recipe and the same student alone on parts of the training data. A killed command continues."""
+    from limbeck.bench.data_curve import data_curve as draw
+
+    parts = fraction or (0.01, 0.1, 1.0)
+    page = draw(
+        recipe,
+        overrides or [],
+        fractions=parts,
+        seeds=range(seeds),
+        equal_steps=equal_steps,
+        out=out,
+        workers=workers,
+        trust=trust,
+    )
+    typer.echo(f"wrote {page}")

@@ -1,0 +1,115 @@
+"""Commands that train, and what comes before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from limbeck.cli.application import Overrides, RecipePath, Trust, app, is_first_process
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the runs, the report and the ONNX student.")] = Path("runs/demo"),
+    seeds: Annotated[int, typer.Option(help="Students of each kind.", min=2, max=20)] = 3,
+    open_report: Annotated[
+        bool, typer.Option("--open/--no-open", help="Open the report in a browser at the end.")
+    ] = False,
+) -> None:
+    """Distil a small image classifier on real data and show what it gained, in under five minutes on two cores."""
+    from limbeck.demo import run_demo
+
+    page = run_demo(out, seeds=seeds)
+    if open_report:
+        typer.launch(str(page))
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run folder. By default `runs/<recipe>-<hash>`, so the same recipe continues where it was stopped."
+        ),
+    ] = None,
+    trust: Trust = False,
+) -> None:
+    """Train what a recipe says, or run a comparison (a file with `arms`) such as `lm/quickstart`.
+
+    Ctrl-C saves the state; the same command continues, and ends with the same bits as a run that was never stopped.
+    Several processes share the work with `torchrun --nproc_per_node 2 -m limbeck run ...`.
+
+    Example: `limbeck run fashion_mnist_dkd train.epochs=5 seed=1`
+    """
+    from limbeck.recipes.arms import holds_arms, run_arms
+    from limbeck.recipes.load import read_mapping
+    from limbeck.recipes.run import run_recipe
+    from limbeck.report.progress import ConsoleReporter, show_results
+
+    data = read_mapping(recipe)
+    if holds_arms(data):
+        from limbeck.report.language import report_arms, show_arms
+
+        with ConsoleReporter() as reporter:
+            compared = run_arms(data, overrides or [], name=recipe, out=out, trust=trust, reporter=reporter)
+        show_arms(compared)
+        typer.echo(f"wrote {report_arms(compared)}")
+        return
+    with ConsoleReporter(quiet=not is_first_process()) as reporter:
+        finished = run_recipe(recipe, overrides or [], out=out, trust=trust, reporter=reporter)
+    if is_first_process():
+        show_results(finished)
+
+
+@app.command()
+def check(recipe: RecipePath, overrides: Overrides = None, trust: Trust = False) -> None:
+    """Say whether a recipe can work, without training: shapes, taps, loss terms, forecast of time and memory."""
+    from limbeck.recipes.check import check_recipe
+    from limbeck.report.progress import show_check
+
+    show_check(check_recipe(recipe, overrides or [], trust=trust))
+
+
+@app.command()
+def cache(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Folder of the cache.")] = Path("runs/cache"),
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Views of each sample to store; the recipe's epochs when absent, 1 without augmentation.", min=1
+        ),
+    ] = None,
+    codec: Annotated[
+        str,
+        typer.Option(help="`fp32`, `fp16`, or `topk` with an exact tail; for text also `sampled` and `hidden`."),
+    ] = "fp16",
+    k: Annotated[int, typer.Option(help="Classes kept by `topk`.", min=1)] = 10,
+    draws: Annotated[int, typer.Option(help="Tokens drawn by `sampled`.", min=1)] = 50,
+    trust: Trust = False,
+) -> None:
+    """Write the teacher's outputs for a recipe, so that students train without the teacher in memory.
+
+    A killed command continues when it is called again. Use the cache with `roles.teacher='{cache: FOLDER}'`.
+    """
+    from limbeck.recipes.cache import cache_recipe
+    from limbeck.report.progress import ProgressBar
+
+    with ProgressBar("caching") as bar:
+        said = cache_recipe(
+            recipe,
+            overrides or [],
+            out=out,
+            epochs=epochs,
+            codec=codec,
+            k=k,
+            draws=draws,
+            trust=trust,
+            progress=bar.update,
+        )
+    typer.echo(said)
