@@ -69,11 +69,9 @@ def decoupled_kl(
     check_same_shape(student_logits, teacher_logits, "student and teacher logits")
     if labels.is_floating_point():
         raise ValueError("the decoupled loss needs class indices as labels; soft labels have no single target class")
-    if student_logits.shape[-1] < 2:
-        raise ValueError("the decoupled loss needs at least two classes")
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}, but should be positive")
-    chosen = labels if mask is None else labels.masked_fill(~mask.bool(), 0)
+    chosen = targets_of_rows(labels, student_logits, mask)
     binary_s, rest_s = _target_and_rest(neutralised(student_logits, mask) / temperature, chosen)
     binary_t, rest_t = _target_and_rest(neutralised(teacher_logits.detach(), mask) / temperature, chosen)
     scale = temperature**2 if scale_by_t2 else 1.0
@@ -81,6 +79,26 @@ def decoupled_kl(
         reduce(scale * kl_of_log_probabilities(binary_t, binary_s), reduction, mask=mask),
         reduce(scale * kl_of_log_probabilities(rest_t, rest_s), reduction, mask=mask),
     )
+
+
+def targets_of_rows(labels: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns the target class of each row of logits; of a masked row, class 0, so that it can be looked up.
+
+    Args:
+        labels: ``[...]`` integer classes, or ``[..., C]`` class probabilities, of which the largest names the target.
+        logits: ``[..., C]``.
+        mask: ``[...]`` true where a row counts.
+
+    Raises:
+        ValueError: there are fewer than two classes, so that nothing stands beside the target, or shapes do not fit.
+    """
+    if logits.shape[-1] < 2:
+        raise ValueError("target against the rest needs at least two classes")
+    if labels.is_floating_point():
+        check_same_shape(logits, labels, "logits and label probabilities")
+        labels = labels.argmax(-1)
+    check_same_shape(logits[..., 0], labels, "logits without the class dimension and labels")
+    return labels if mask is None else labels.masked_fill(~mask.bool(), 0)
 
 
 def other_classes(labels: Tensor, classes: int) -> Tensor:

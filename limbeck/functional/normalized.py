@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from limbeck.functional.decoupled import other_classes
+from limbeck.functional.decoupled import other_classes, targets_of_rows
 from limbeck.functional.divergences import tempered_log_softmax
 from limbeck.functional.precision import full_precision
 from limbeck.functional.reduction import Reduction, check_same_shape, neutralised, reduce
@@ -69,7 +69,7 @@ def normalized_kd(
         (0.138, 0.6931)
     """
     check_same_shape(student_logits, teacher_logits, "student and teacher logits")
-    targets = _hard(labels, student_logits, mask)
+    targets = targets_of_rows(labels, student_logits, mask)
     student, teacher = neutralised(student_logits, mask), neutralised(teacher_logits.detach(), mask)
     column, others = targets.unsqueeze(-1), other_classes(targets, student.shape[-1])
     log_s, log_t = torch.log_softmax(student, -1).gather(-1, column), torch.log_softmax(teacher, -1).gather(-1, column)
@@ -80,17 +80,6 @@ def normalized_kd(
         reduce(_expected(log_t.exp(), log_s), reduction, mask=mask),
         reduce(scale * _expected(rest_t.exp(), rest_s), reduction, mask=mask),
     )
-
-
-def _hard(labels: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:
-    """Returns the target class of each row; of a masked row, class 0."""
-    if logits.shape[-1] < 2:
-        raise ValueError("a normalised loss needs at least two classes")
-    if labels.is_floating_point():
-        check_same_shape(logits, labels, "logits and label probabilities")
-        labels = labels.argmax(-1)
-    check_same_shape(logits[..., 0], labels, "logits without the class dimension and labels")
-    return labels if mask is None else labels.masked_fill(~mask.bool(), 0)
 
 
 def _expected(mass: Tensor, log_probabilities: Tensor) -> Tensor:

@@ -8,19 +8,17 @@ Reference:
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from limbeck.anatomy import Anatomy
-from limbeck.errors import RecipeError
 from limbeck.functional.selective_scan import selective_scan
 from limbeck.hyperparameters import Count
 from limbeck.students.base import register
-from limbeck.students.maps import TokensToMap
+from limbeck.students.patches import PatchClassifier
 
 _PAPER: dict[str, Any] = {
     "title": "Mamba: Linear-Time Sequence Modeling with Selective State Spaces",
@@ -72,67 +70,22 @@ class SelectiveBlock(nn.Module):
         return tokens + self.exit(y.to(tokens.dtype))
 
 
-class MambaClassifier(nn.Module):
-    """Patches in raster order, selective blocks in stages, the mean of the normalised tokens, a linear classifier.
-
-    Modules: ``stem`` (the patch embedding), ``stages.<i>.<j>`` (blocks), ``maps.<i>`` (the tokens after stage ``i`` as
-    ``[B, D, H, W]``), ``norm``, ``head``.
+class MambaClassifier(PatchClassifier):
+    """Patches in raster order, then selective blocks.
 
     Args:
-        num_classes: number of classes.
-        in_channels: channels of the images.
-        image_size: ``(H, W)``, which the patches must divide.
-        patch_size: ``(h, w)`` of a patch.
         dim: width of a token.
-        depth: number of blocks.
         state: size of each channel's state.
         expansion: inner width of a block over ``dim``.
         kernel: tokens that a block's causal convolution sees.
-        stages: number of groups of blocks.
+        shape: the other keywords of :class:`~limbeck.students.patches.PatchClassifier`.
 
     Raises:
         RecipeError: sizes that do not divide.
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        in_channels: int,
-        image_size: tuple[int, int],
-        patch_size: tuple[int, int],
-        dim: int,
-        depth: int,
-        state: int,
-        expansion: int = 2,
-        kernel: int = 4,
-        stages: int = 1,
-    ) -> None:
-        super().__init__()
-        if any(side % patch for side, patch in zip(image_size, patch_size)):
-            raise RecipeError(f"patch_size = {patch_size} does not divide images of {image_size} pixels")
-        if depth < stages:
-            raise RecipeError(f"depth = {depth} is less than stages = {stages}; each stage needs a block")
-        grid = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
-        self.stem = nn.Conv2d(in_channels, dim, patch_size, patch_size)
-        bounds = [depth * i // stages for i in range(stages + 1)]
-        self.stages = nn.ModuleList(
-            nn.Sequential(*(SelectiveBlock(dim, state, expansion, kernel) for _ in range(start, stop)))
-            for start, stop in pairwise(bounds)
-        )
-        self.maps = nn.ModuleList(TokensToMap(grid) for _ in range(stages))
-        self.norm = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, num_classes)
-        maps = tuple(f"maps.{i}" for i in range(stages))
-        self.anatomy = Anatomy(stem=("stem",), stages=maps, preacts=maps, pooled=("head@in",), head="head")
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns the logits ``[B, num_classes]`` of ``images`` ``[B, in_channels, H, W]``."""
-        tokens = self.stem(images).flatten(2).transpose(1, 2)
-        for stage, as_map in zip(self.stages, self.maps):
-            tokens = stage(tokens)
-            as_map(tokens)  # for taps; a view that nothing else reads
-        return self.head(self.norm(tokens).mean(1))
+    def __init__(self, *, dim: int, state: int, expansion: int = 2, kernel: int = 4, **shape: Any) -> None:
+        super().__init__(partial(SelectiveBlock, dim, state, expansion, kernel), dim=dim, **shape)
 
 
 @register("mamba", **_PAPER)
@@ -154,7 +107,7 @@ def mamba(
         num_classes=num_classes,
         in_channels=in_channels,
         image_size=image_size,
-        patch_size=(patch_size, patch_size),
+        patch_size=patch_size,
         dim=dim,
         depth=depth,
         state=state,

@@ -10,18 +10,17 @@ References: Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021, https:
 
 from __future__ import annotations
 
-from itertools import pairwise
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from limbeck.anatomy import Anatomy
 from limbeck.errors import RecipeError
 from limbeck.hyperparameters import Count, Fraction, Positive
 from limbeck.students.base import register
-from limbeck.students.maps import TokensToMap
+from limbeck.students.patches import PatchClassifier
 
 _PAPER: dict[str, Any] = {
     "title": "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale",
@@ -69,73 +68,31 @@ class EncoderBlock(nn.Module):
         return tokens + self.dropout(self.mlp(self.norm2(tokens)))
 
 
-class VisionTransformer(nn.Module):
-    """Patches, positions, encoder blocks in stages, the mean of the normalised tokens, a linear classifier.
-
-    Modules: ``stem`` (the patch embedding), ``stages.<i>.<j>`` (blocks), ``maps.<i>`` (the tokens after stage ``i`` as
-    ``[B, D, H, W]``), ``norm``, ``head``.
+class VisionTransformer(PatchClassifier):
+    """Patches with learned positions, then encoder blocks.
 
     Args:
-        image_size: ``(H, W)`` of the images; positions are learned for this size.
-        patch_size: side of a patch, which must divide both.
         dim: width of a token.
-        depth: number of blocks, at least ``stages``.
         heads: attention heads; must divide ``dim``.
         mlp_ratio: hidden width of the perceptrons over ``dim``.
         dropout: dropout rate on both branches of a block.
-        stages: number of groups of blocks, as equal as ``depth`` allows.
+        shape: the other keywords of :class:`~limbeck.students.patches.PatchClassifier`; positions are learned for its
+            ``image_size``.
 
     Raises:
         RecipeError: sizes that do not divide.
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        in_channels: int,
-        image_size: tuple[int, int],
-        patch_size: int,
-        dim: int,
-        depth: int,
-        heads: int,
-        mlp_ratio: float,
-        dropout: float,
-        stages: int,
-    ) -> None:
-        super().__init__()
-        _check_sizes(image_size, patch_size, dim, depth, heads, stages)
-        grid = (image_size[0] // patch_size, image_size[1] // patch_size)
-        self.stem = nn.Conv2d(in_channels, dim, patch_size, patch_size)
-        self.positions = nn.Parameter(torch.empty(1, grid[0] * grid[1], dim))
-        bounds = [depth * i // stages for i in range(stages + 1)]
-        self.stages = nn.ModuleList(
-            nn.Sequential(*(EncoderBlock(dim, heads, mlp_ratio, dropout) for _ in range(start, stop)))
-            for start, stop in pairwise(bounds)
-        )
-        self.maps = nn.ModuleList(TokensToMap(grid) for _ in range(stages))
-        self.norm = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, num_classes)
-        maps = tuple(f"maps.{i}" for i in range(stages))
-        self.anatomy = Anatomy(stem=("stem",), stages=maps, preacts=maps, pooled=("head@in",), head="head")
+    def __init__(self, *, dim: int, heads: int, mlp_ratio: float, dropout: float, **shape: Any) -> None:
+        if dim % heads:
+            raise RecipeError(f"heads = {heads} does not divide dim = {dim}")
+        super().__init__(partial(EncoderBlock, dim, heads, mlp_ratio, dropout), dim=dim, **shape)
+        self.positions = nn.Parameter(torch.empty(1, self.grid[0] * self.grid[1], dim))
         _initialise(self)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns the logits ``[B, num_classes]`` of ``images`` ``[B, in_channels, H, W]``."""
-        tokens = self.stem(images).flatten(2).transpose(1, 2) + self.positions
-        for stage, as_map in zip(self.stages, self.maps):
-            tokens = stage(tokens)
-            as_map(tokens)  # for taps; a view that nothing else reads
-        return self.head(self.norm(tokens).mean(1))
-
-
-def _check_sizes(image_size: tuple[int, int], patch_size: int, dim: int, depth: int, heads: int, stages: int) -> None:
-    if any(side % patch_size for side in image_size):
-        raise RecipeError(f"patch_size = {patch_size} does not divide images of {image_size[0]}x{image_size[1]} pixels")
-    if dim % heads:
-        raise RecipeError(f"heads = {heads} does not divide dim = {dim}")
-    if depth < stages:
-        raise RecipeError(f"depth = {depth} is less than stages = {stages}; each stage needs a block")
+    def embed(self, images: Tensor) -> Tensor:
+        """Returns the tokens ``[B, N, dim]`` with their positions."""
+        return super().embed(images) + self.positions
 
 
 def _initialise(model: VisionTransformer) -> None:

@@ -72,8 +72,13 @@ augmentations: Registry[type[Augmentation]] = Registry("augmentation", "limbeck.
 A = TypeVar("A", bound=type[Augmentation])
 
 Entry = str | Mapping[str, Any]
-policies: dict[str, tuple[dict[str, Any], ...]] = {}
-"""Names that stand for several augmentations in a row."""
+_WEAK: tuple[dict[str, Any], ...] = ({"name": "crop", "padding": 0.125}, {"name": "flip"})
+policies: dict[str, tuple[dict[str, Any], ...]] = {
+    "weak": _WEAK,
+    "strong": (*_WEAK, {"name": "randaugment", "n": 2, "magnitude": 10}, {"name": "cutout", "size": 0.5}),
+}
+"""Names that stand for several augmentations in a row: the two views of FixMatch (Sohn et al., 2020,
+https://arxiv.org/abs/2001.07685); the strong one ends in a square of half the side."""
 
 
 def augmentation(name: str) -> Callable[[A], A]:

@@ -10,7 +10,7 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from limbeck.data.augment import colour
-from limbeck.data.augment.base import Augmentation, Fill, augmentation, chosen_integers, policies
+from limbeck.data.augment.base import Augmentation, Fill, augmentation, chosen_integers
 from limbeck.data.augment.warping import affine_matrices, warp
 from limbeck.hyperparameters import Count
 
@@ -157,14 +157,3 @@ class RandAugment(Augmentation):
                 if len(rows):
                     changed[rows] = operation(changed[rows], amount[rows], self.fill, mean)
         return changed
-
-
-# The strong view of FixMatch (Sohn et al., 2020, https://arxiv.org/abs/2001.07685): weak augmentation, RandAugment,
-# then a square of half the side.
-policies["strong"] = (
-    {"name": "crop", "padding": 0.125},
-    {"name": "flip"},
-    {"name": "randaugment", "n": 2, "magnitude": 10},
-    {"name": "cutout", "size": 0.5},
-)
-policies["weak"] = ({"name": "crop", "padding": 0.125}, {"name": "flip"})
