@@ -25,27 +25,41 @@ class Kept(NamedTuple):
 def inverse_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
     """Returns the first class whose cumulative probability exceeds ``uniform``, ``[...]`` from ``[..., V]`` logits.
 
+    Sums are kept in float64, so that rare classes of a large vocabulary keep their chance.
+
     Args:
-        logits: ``[..., V]``.
+        logits: ``[..., V]``; a class at ``-inf`` is never drawn.
         uniform: ``[...]`` in [0, 1).
+
+    Example:
+        >>> inverse_cdf(torch.tensor([0.0, 0.0]), torch.tensor(0.7))
+        tensor(1)
     """
-    cumulative = torch.softmax(logits, dim=-1).cumsum(-1)
-    # Rounding may leave the last sum below one; a draw beyond it belongs to the last class that has any mass.
-    draws = torch.minimum(uniform, cumulative[..., -1] * (1 - torch.finfo(cumulative.dtype).eps))
+    cumulative = torch.softmax(logits, dim=-1).cumsum(-1, dtype=torch.float64)
+    # Rounding may leave the last sum off one; a draw beyond it belongs to the last class that has any mass.
+    total = cumulative[..., -1]
+    draws = torch.minimum(uniform.to(cumulative) * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, draws.unsqueeze(-1), right=True).squeeze(-1)
 
 
 def interleave(
-    student_logits: Tensor, teacher_logits: Tensor, student_uniform: Tensor, teacher_uniform: Tensor, *, top_k: int
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    student_uniform: Tensor,
+    teacher_uniform: Tensor,
+    *,
+    top_k: int,
+    ranking: Tensor | None = None,
 ) -> Kept:
     """Draws the next token of sequences by speculative distillation's rule.
 
     Args:
         student_logits: ``[B, V]`` of the next token, tempered and filtered as the student samples.
-        teacher_logits: ``[B, V]``.
+        teacher_logits: ``[B, V]``, tempered and filtered as the teacher samples.
         student_uniform: ``[B]`` random numbers for the proposals.
         teacher_uniform: ``[B]`` random numbers for the replacements.
         top_k: a proposal is kept if fewer than ``top_k`` tokens are likelier under the teacher.
+        ranking: ``[B, V]`` logits that say what is likelier, where ``teacher_logits`` leave tokens out.
 
     Raises:
         ValueError: ``top_k`` is not positive.
@@ -61,6 +75,6 @@ def interleave(
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}, but should be at least 1")
     proposals = inverse_cdf(student_logits, student_uniform)
-    own = teacher_logits.gather(-1, proposals.unsqueeze(-1))
-    accepted = (teacher_logits > own).sum(-1) < top_k
+    ranks = teacher_logits if ranking is None else ranking
+    accepted = (ranks > ranks.gather(-1, proposals.unsqueeze(-1))).sum(-1) < top_k
     return Kept(torch.where(accepted, proposals, inverse_cdf(teacher_logits, teacher_uniform)), proposals, accepted)

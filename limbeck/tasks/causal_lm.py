@@ -42,13 +42,13 @@ class CausalLM:
             DataError: the model gives something else than ``[B, T, V]`` logits, or knows too few tokens.
             NeedsError: the model cannot keep packed sequences apart.
         """
-        known = ("logits", "hidden") if _has_output_layer(model) else ("logits",)
+        known = ("logits", "hidden") if has_output_layer(model) else ("logits",)
         chosen = {_first_of(name, known) for name in wanted}
         keywords = _keywords(model, inputs)
         if "attentions" in wanted:
             keywords["output_attentions"] = True
         if "hidden" in chosen and "logits" not in chosen:
-            with _headless(model) as (caught, head):
+            with headless(model) as (caught, head):
                 output = _call(model, keywords)
             signals = Signals(hidden=Hidden(caught[0], head_of(model, head, self.vocabulary)))
         else:
@@ -92,7 +92,7 @@ def _keywords(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
     Raises:
         NeedsError: rows are packed, but the model takes no positions or no attention mask.
     """
-    takes = inspect.signature(_forward_of(model)).parameters
+    takes = inspect.signature(forward_of(model)).parameters
     everything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
     segments = inputs.get("segment_ids")
     given: dict[str, Any] = {key: inputs[key] for key in ("input_ids", "attention_mask", "position_ids")}
@@ -112,7 +112,7 @@ def _call(model: nn.Module, keywords: dict[str, Any]) -> Any:
     return model(keywords[""]) if "" in keywords else model(**keywords)
 
 
-def _forward_of(model: nn.Module) -> Any:
+def forward_of(model: nn.Module) -> Any:
     """Returns the forward function whose parameters count: that of the model inside peft's or a compiler's wrapper."""
     inner = getattr(model, "_orig_mod", model)
     base = getattr(inner, "get_base_model", None)
@@ -178,7 +178,8 @@ def output_layer(model: nn.Module) -> nn.Module:
     return layer
 
 
-def _has_output_layer(model: nn.Module) -> bool:
+def has_output_layer(model: nn.Module) -> bool:
+    """Whether a model says which of its layers makes logits."""
     try:
         output_layer(model)
     except NeedsError:
@@ -187,7 +188,7 @@ def _has_output_layer(model: nn.Module) -> bool:
 
 
 @contextmanager
-def _headless(model: nn.Module) -> Iterator[tuple[list[Tensor], nn.Module]]:
+def headless(model: nn.Module) -> Iterator[tuple[list[Tensor], nn.Module]]:
     """Lets a model run without its output layer, whose input is caught; wrappers around the model still see the run."""
     layer = output_layer(model)
     caught: list[Tensor] = []
