@@ -9,7 +9,7 @@ from torch import Tensor
 from limbeck import streams
 from limbeck.data.hashing import source_fingerprint
 from limbeck.data.source import Source
-from limbeck.data.subsets import balanced
+from limbeck.data.subsets import balanced, subset
 from limbeck.errors import DataError, RecipeError
 from limbeck.signals import UNLABELLED
 
@@ -80,3 +80,24 @@ def keep_labels(source: Source, amount: int | float) -> Source:
         return source
     keys = streams.words(0, "labelled", 0, np.arange(len(source)), 1)[:, 0]
     return PartlyLabelled(source, balanced(source.labels(), len(source), count, keys))
+
+
+def labelled_only(source: Source) -> Source:
+    """Returns the samples that have a label: all of a data set that is labelled throughout.
+
+    Raises:
+        RecipeError: none has.
+
+    Example:
+        >>> from limbeck.data import as_source
+        >>> source = as_source((torch.zeros(6, 2), torch.tensor([0, 1, 0, 1, 0, 1])))
+        >>> labelled_only(keep_labels(source, 2)).labels().tolist()
+        [1, 0]
+    """
+    labels = source.labels()
+    if labels is None:
+        raise RecipeError("the data has no labels, so dropping the samples without one leaves nothing")
+    numbers = torch.nonzero(labels != UNLABELLED).flatten().numpy()
+    if len(numbers) == 0:
+        raise RecipeError("no sample has a label; keep the labels of a part, `data: {labelled: 0.1}`")
+    return source if len(numbers) == len(source) else subset(source, numbers)

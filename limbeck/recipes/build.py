@@ -15,7 +15,7 @@ from torch import nn
 from limbeck import streams
 from limbeck.data.load import Split, load_data
 from limbeck.data.loader import Loader
-from limbeck.data.partly_labelled import PartlyLabelled, keep_labels
+from limbeck.data.partly_labelled import PartlyLabelled, keep_labels, labelled_only
 from limbeck.data.source import Source
 from limbeck.data.subsets import hold_out, subset
 from limbeck.engine import distributed
@@ -113,6 +113,8 @@ def build_data(
     if spec.labelled is not None:
         train = keep_labels(train, spec.labelled)
     train = _asked_about(train, spec)
+    if spec.unlabelled == "drop":
+        train = labelled_only(train)
     loader = Loader(
         train, usual, batch_size=train_settings.batch_size, seed=seed, shuffle=shuffle,
         labelled_per_batch=spec.labelled_per_batch if shuffle else None,

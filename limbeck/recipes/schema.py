@@ -93,6 +93,9 @@ class DataSpec(_Strict):
         description="keep the labels of so many training samples, or of such a part; the others are unlabelled, for "
         "semi-supervised methods",
     )
+    unlabelled: Literal["keep", "drop"] = Field(
+        "keep", description="samples whose label is not kept: keep, or drop for methods that learn nothing from them"
+    )
     labelled_per_batch: Count | None = Field(
         None, description="how many samples of every training batch are labelled ones; as it happens when absent"
     )

@@ -6,7 +6,7 @@ import torch
 
 from limbeck.data import as_source
 from limbeck.data.loader import Loader
-from limbeck.data.partly_labelled import keep_labels
+from limbeck.data.partly_labelled import keep_labels, labelled_only
 from limbeck.errors import DataError, RecipeError
 from limbeck.signals import UNLABELLED
 
@@ -43,6 +43,19 @@ def test_all_labels_are_the_data_itself() -> None:
         keep_labels(source, 0.001)
     with pytest.raises(DataError, match="no labels"):
         keep_labels(as_source((torch.zeros(4, 2),)), 2)
+
+
+def test_samples_without_a_label_can_be_dropped() -> None:
+    source = labelled_only(keep_labels(_source(), 6))
+    labels = source.labels()
+    assert labels is not None
+    assert labels.bincount().tolist() == [2, 2, 2]
+    whole, inputs = _source(), source.fetch(np.arange(6), 0)["inputs"]
+    kept = (keep_labels(whole, 6).labels() != UNLABELLED).nonzero()[:, 0].numpy()  # type: ignore[union-attr]
+    assert torch.equal(inputs, whole.fetch(kept, 0)["inputs"])
+    assert labelled_only(whole) is whole
+    with pytest.raises(RecipeError, match="no labels"):
+        labelled_only(as_source((torch.zeros(4, 2),)))
 
 
 def test_a_batch_says_which_samples_have_a_label() -> None:
