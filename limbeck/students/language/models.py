@@ -1,9 +1,8 @@
-"""Causal language models: pretrained ones, tiny ones made from a configuration, and students cut from a teacher."""
+"""Causal language models: pretrained ones, and tiny ones made from a configuration."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from limbeck.data.text.pretrained import PACKAGED, locate, transformers_module
 from limbeck.errors import CheckpointError, MissingExtraError, RecipeError, UnknownNameError, suggest
 from limbeck.hyperparameters import Count, Positive, validated
 from limbeck.students.external import Request, python_model
+from limbeck.students.language.adapters import adapted
 
 _OWN = ("llama",)
 
@@ -163,147 +163,6 @@ Args:
 
 Raises:
     RecipeError: an option is out of range.
-"""
-
-
-def spread(total: int, kept: int) -> list[int]:
-    """Returns ``kept`` of ``total`` layer numbers, evenly spaced, the first and the last among them.
-
-    Example:
-        >>> spread(30, 5), spread(12, 1)
-        ([0, 7, 15, 22, 29], [0])
-    """
-    if not 1 <= kept <= total:
-        raise RecipeError(f"a model of {total} layers cannot keep {kept}; give 1 to {total}")
-    return [0] if kept == 1 else [int(n * (total - 1) / (kept - 1) + 0.5) for n in range(kept)]
-
-
-def decoder_layers(model: nn.Module) -> tuple[nn.Module, str]:
-    """Returns the module that holds a decoder's blocks and the name of the list.
-
-    Raises:
-        RecipeError: the model has no list of blocks that its configuration counts.
-    """
-    count = getattr(getattr(model, "config", None), "num_hidden_layers", None)
-    for module in model.modules():
-        for name, child in module.named_children():
-            if isinstance(child, nn.ModuleList) and len(child) == count:
-                return module, name
-    raise RecipeError(f"{type(model).__name__} has no list of blocks that limbeck could find, so none can be left out")
-
-
-def keep_layers(model: nn.Module, layers: int | Sequence[int]) -> nn.Module:
-    """Keeps some of a decoder's blocks, in place, and returns the model.
-
-    Args:
-        model: a model of transformers.
-        layers: numbers of the blocks to keep, in increasing order; or how many, evenly spaced with the first and the
-            last (as DistilBERT and Minitron's depth pruning take them).
-
-    Raises:
-        RecipeError: there are no such blocks.
-
-    Reference:
-        Sanh et al., DistilBERT, 2019, https://arxiv.org/abs/1910.01108
-    """
-    owner, name = decoder_layers(model)
-    blocks = getattr(owner, name)
-    chosen = spread(len(blocks), layers) if isinstance(layers, int) else list(layers)
-    if not chosen or sorted(set(chosen)) != chosen or chosen[0] < 0 or chosen[-1] >= len(blocks):
-        raise RecipeError(f"layers = {chosen}: give increasing numbers from 0 to {len(blocks) - 1}")
-    setattr(owner, name, nn.ModuleList(blocks[n] for n in chosen))
-    config: Any = model.config
-    config.num_hidden_layers = len(chosen)
-    kinds = getattr(config, "layer_types", None)
-    if kinds:
-        config.layer_types = [kinds[n] for n in chosen]
-    for number, block in enumerate(getattr(owner, name)):
-        # Key-value caches are kept under the number that attention remembers.
-        for part in block.modules():
-            if hasattr(part, "layer_idx"):
-                part.layer_idx = number
-    return model
-
-
-def student_from(teacher: nn.Module, *, layers: int | Sequence[int]) -> nn.Module:
-    """Returns a student that is a copy of some of the teacher's blocks, with its embeddings, norm and head.
-
-    Raises:
-        RecipeError: there are no such blocks.
-    """
-    return keep_layers(copy.deepcopy(teacher), layers)
-
-
-def adapted(
-    model: nn.Module,
-    *,
-    layers: int | Sequence[int] | None = None,
-    lora: Mapping[str, Any] | None = None,
-    checkpointing: bool = False,
-) -> nn.Module:
-    """Returns a model with some of its blocks, with LoRA adapters, or with activations that are computed again.
-
-    Raises:
-        RecipeError: an option is out of range.
-        MissingExtraError: adapters are asked for and peft is not installed.
-    """
-    if layers is not None:
-        model = keep_layers(model, layers)
-    if checkpointing:
-        enable: Any = getattr(model, "gradient_checkpointing_enable", None)
-        if enable is None:
-            raise RecipeError(f"{type(model).__name__} cannot recompute activations; remove checkpointing")
-        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model if lora is None else add_lora(model, **lora)
-
-
-def _add_lora(
-    model: Any,
-    *,
-    rank: Count = 8,
-    alpha: Positive | None = None,
-    dropout: float = 0.0,
-    targets: list[str] | str = "all-linear",
-    train_too: list[str] | None = None,
-) -> nn.Module:
-    from limbeck.torchvision_compat import ensure_torchvision
-
-    ensure_torchvision()
-    try:
-        import peft
-    except ImportError:
-        raise MissingExtraError("peft", "lm", "LoRA students") from None
-    config = peft.LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank if alpha is None else alpha,
-        lora_dropout=dropout,
-        target_modules=targets,
-        modules_to_save=train_too,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        return peft.get_peft_model(model, config)
-    except ValueError as error:
-        raise RecipeError(f"LoRA cannot be put on {type(model).__name__}: {str(error).splitlines()[0]}") from None
-
-
-add_lora = validated("lora", _add_lora)
-add_lora.__doc__ = """Returns a model whose weights are frozen, with trainable low-rank factors beside them.
-
-Args:
-    model: a model of transformers.
-    rank: rank of the factors.
-    alpha: their scale is ``alpha / rank``; twice the rank when None.
-    dropout: dropout before the factors.
-    targets: names of the layers, or ``all-linear`` for all but the output layer.
-    train_too: names of modules that are trained whole.
-
-Raises:
-    MissingExtraError: peft is not installed.
-    RecipeError: no layer has such a name.
-
-Reference:
-    Hu et al., LoRA, 2021, https://arxiv.org/abs/2106.09685
 """
 
 
