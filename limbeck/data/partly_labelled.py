@@ -92,7 +92,7 @@ def labelled_only(source: Source) -> Source:
         >>> from limbeck.data import as_source
         >>> source = as_source((torch.zeros(6, 2), torch.tensor([0, 1, 0, 1, 0, 1])))
         >>> labelled_only(keep_labels(source, 2)).labels().tolist()
-        [1, 0]
+        [0, 1]
     """
     labels = source.labels()
     if labels is None:
