@@ -62,6 +62,10 @@ class NonFiniteLossError(LimbeckError, ArithmeticError):
     """A loss term became NaN or infinite."""
 
 
+class RewardError(LimbeckError, RuntimeError):
+    """A reward failed on a completion, or gave something that is no finite number."""
+
+
 class MissingExtraError(LimbeckError, ImportError):
     """An optional dependency is not installed."""
 
