@@ -52,7 +52,9 @@ class Batch(dict[str, Any]):
     - ``labels``: ``[B, T]`` int64, shifted already: entry ``t`` is the token that the output at position ``t``
       predicts, -100 where it is not to be learnt;
     - ``mask``: ``[B, T]`` bool, where ``labels`` counts;
-    - ``completion``: ``[B, T]`` bool, where the token to predict belongs to a completion, whether it counts or not.
+    - ``completion``: ``[B, T]`` bool, where the token to predict belongs to a completion, whether it counts or not;
+    - pairs of answers: what the method calls the second one is a view, with ``<view>_labels``, ``<view>_mask`` and
+      ``<view>_completion`` ``[B, T']`` beside it.
     """
 
     @property
@@ -65,6 +67,12 @@ class Batch(dict[str, Any]):
         if view is not None:
             return self["views"][view]
         return self.get(f"{role}_inputs", self["inputs"])
+
+    def of_view(self, view: str) -> Batch:
+        """Returns the batch in which a view stands for ``inputs``, with the labels and the mask that belong to it."""
+        own = {k.removeprefix(f"{view}_"): v for k, v in self.items() if k.startswith(f"{view}_")}
+        rest = {k: v for k, v in self.items() if k in ("index", "epoch")}
+        return Batch({**rest, **own, "inputs": self["views"][view]})
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Batch:
         """Returns a batch with ``fn`` applied to every tensor."""

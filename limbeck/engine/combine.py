@@ -86,8 +86,10 @@ def part_means(terms: Terms, part: Batch, whole: WholeBatch) -> dict[str, Tensor
 
 def _masked_count(name: str, mask: Tensor, part: Batch, whole: WholeBatch) -> float:
     """Returns how many positions count over the whole batch, for a mask of the batch or its samples that have any."""
-    flags = mask.bool()
-    for known, other in _masks(part).items():
+    flags, masks = mask.bool(), _masks(part)
+    # Masks that are equal in this part may differ elsewhere in the batch, so the very same one comes first.
+    for known in sorted(masks, key=lambda name: masks[name].data_ptr() != mask.data_ptr()):
+        other = masks[known]
         if flags.shape == other.shape and torch.equal(flags, other.bool()):
             return whole.positions[known]
         if flags.dim() == 1 and other.dim() > 1 and torch.equal(flags, other.bool().flatten(1).any(1)):

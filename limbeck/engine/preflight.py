@@ -62,6 +62,12 @@ def dry_run(method: Method, batch: Batch, observers: Mapping[str, Callable[[Batc
             f"the loss of {type(method).__name__} compares the samples of a batch, but a batch has {batch.size}; "
             "set train.batch_size to 2 or more"
         )
+    for view in method.needs.views:
+        if view not in batch.get("views", {}):
+            raise NeedsError(
+                f"the method needs a further view '{view}' of each sample; of images name its augmentation in "
+                f"`data: {{views: {{{view}: [...]}}}}`, of text give pairs of answers (`prompt`, `chosen`, `rejected`)"
+            )
     for key in method.needs.batch:
         if key not in batch:
             raise NeedsError(
@@ -70,14 +76,8 @@ def dry_run(method: Method, batch: Batch, observers: Mapping[str, Callable[[Batc
     if "labelled_mask" in batch and not method.semi_supervised:
         raise NeedsError(
             f"{type(method).__name__} learns nothing from samples without a label, but the data is labelled in part; "
-            "use a method that does, such as dho, kd or sinkd, or leave out the samples without a label"
+            "use a method that does, such as dho, kd or sinkd, or `data: {unlabelled: drop}`"
         )
-    for view in method.needs.views:
-        if view not in batch.get("views", {}):
-            raise NeedsError(
-                f"the method needs a further view '{view}' of each sample; "
-                f"name its augmentation in `data: {{views: {{{view}: [...]}}}}`"
-            )
     _check_separate(method, observers)
     with evaluation_mode(*(getattr(observer, "model", None) for observer in observers.values())):
         signals = method.observe(batch, {role: _explained(role, o) for role, o in observers.items()})

@@ -3,6 +3,7 @@
 from limbeck.data.text.encoding import Encoded, encode_example
 from limbeck.data.text.examples import Chat, Document, Example, Pair
 from limbeck.data.text.loader import TextLoader
+from limbeck.data.text.pairs import Preference
 from limbeck.data.text.source import TextSource, load_text, texts
 from limbeck.data.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -12,6 +13,7 @@ __all__ = [
     "Encoded",
     "Example",
     "Pair",
+    "Preference",
     "TextLoader",
     "TextSource",
     "Tokenizer",

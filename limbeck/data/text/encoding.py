@@ -81,9 +81,10 @@ def _encode_chat(chat: Chat, tokenizer: Tokenizer, where: str) -> Encoded:
             messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )
         ids, learn = np.array(found["input_ids"], np.int64), np.array(found["assistant_masks"], bool)
+        learn &= _from_message(chat, messages, tokenizer, where)
     else:
         text = tokenizer.render(messages)
-        spans = _assistant_spans(messages, text, tokenizer, where)
+        spans = _assistant_spans(messages, text, tokenizer, where, chat.learn_from)
         tokens, offsets = tokenizer.encode_with_offsets(text)
         ids = np.array(tokens, np.int64)
         learn = np.array([any(a <= start < b for a, b in spans) for start, _ in offsets], bool)
@@ -93,13 +94,26 @@ def _encode_chat(chat: Chat, tokenizer: Tokenizer, where: str) -> Encoded:
     return Encoded(ids, learn, int(first[0]))
 
 
+def _from_message(chat: Chat, messages: list[dict[str, str]], tokenizer: Tokenizer, where: str) -> np.ndarray | bool:
+    """Returns which tokens come after the messages that are given; True where all may be learnt."""
+    if not chat.learn_from:
+        return True
+    given, text = tokenizer.render(messages[: chat.learn_from]), tokenizer.render(messages)
+    if not text.startswith(given):
+        raise DataError(
+            f"{where}: the chat template of '{tokenizer.name}' writes the prompt differently once an answer follows, "
+            "so the two cannot be told apart"
+        )
+    return np.array([start >= len(given) for start, _ in tokenizer.encode_with_offsets(text)[1]], bool)
+
+
 def _assistant_spans(
-    messages: list[dict[str, str]], text: str, tokenizer: Tokenizer, where: str
+    messages: list[dict[str, str]], text: str, tokenizer: Tokenizer, where: str, learn_from: int = 0
 ) -> list[tuple[int, int]]:
     """Returns the characters ``[start, stop)`` that the assistant writes, found by rendering ever longer beginnings."""
     spans = []
     for number, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if message["role"] != "assistant" or number < learn_from:
             continue
         before = tokenizer.render(messages[:number], ask=True)
         after = tokenizer.render(messages[: number + 1])

@@ -34,9 +34,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation: ``(role, content)`` in turn. The assistant's turns are to be learnt."""
+    """A conversation: ``(role, content)`` in turn. The assistant's turns are to be learnt.
+
+    Attributes:
+        messages: the turns.
+        learn_from: number of the first message that may be learnt; those before are given.
+    """
 
     messages: tuple[tuple[str, str], ...]
+    learn_from: int = 0
 
     def as_dicts(self) -> list[dict[str, str]]:
         """Returns the messages as a chat template takes them."""
@@ -57,29 +63,47 @@ def as_example(record: Mapping[str, Any], where: str) -> Example:
         Pair(prompt='2 + 2 =', completion=' 4')
     """
     if "messages" in record:
-        return _chat(record["messages"], where)
+        return Chat(turns_of(record["messages"], where, answered=True))
     if "prompt" in record or "completion" in record:
-        return Pair(_text(record, "prompt", where), _text(record, "completion", where))
+        return Pair(text_of(record, "prompt", where), text_of(record, "completion", where))
     if "text" in record:
-        return Document(_text(record, "text", where))
+        return Document(text_of(record, "text", where))
     raise DataError(
         f"{where} has the keys {sorted(map(str, record))[:8]}, but should have `text`, `prompt` and `completion`, or "
-        "`messages`; rename columns with the option `columns`"
+        "`messages`, or `chosen` and `rejected`; rename columns with the option `columns`"
     )
 
 
-def _text(record: Mapping[str, Any], key: str, where: str) -> str:
+def text_of(record: Mapping[str, Any], key: str, where: str) -> str:
+    """Returns the text that a record has under a key.
+
+    Raises:
+        DataError: it has none, or there is nothing in an answer to learn.
+    """
     value = record.get(key)
     if not isinstance(value, str):
         raise DataError(f"{where}: '{key}' should be text, but it is {type(value).__name__}")
-    if key == "completion" and not value:
-        raise DataError(f"{where}: the completion is empty, so there is nothing to learn; remove the line")
+    if key != "prompt" and key != "text" and not value:
+        raise DataError(f"{where}: the {key} is empty, so there is nothing to learn; remove the line")
     return value
 
 
-def _chat(messages: Any, where: str) -> Chat:
+def turns_of(
+    messages: Any, where: str, *, key: str = "messages", answered: bool = False
+) -> tuple[tuple[str, str], ...]:
+    """Returns ``(role, content)`` of every message.
+
+    Args:
+        messages: a list of ``{role, content}``.
+        where: the record's name, for errors.
+        key: what the record calls the list.
+        answered: refuse a conversation in which the assistant says nothing.
+
+    Raises:
+        DataError: it is no such list.
+    """
     if not isinstance(messages, Iterable) or isinstance(messages, (str, bytes)):
-        raise DataError(f"{where}: 'messages' should be a list of {{role, content}}")
+        raise DataError(f"{where}: '{key}' should be a list of {{role, content}}")
     turns = []
     for number, message in enumerate(messages):
         role = message.get("role") if isinstance(message, Mapping) else None
@@ -89,20 +113,20 @@ def _chat(messages: Any, where: str) -> Chat:
                 f"{where}: message {number} should have a role of {', '.join(_ROLES)} and a content of text"
             )
         turns.append((str(role), content))
-    if not any(role == "assistant" for role, _ in turns):
+    if answered and not any(role == "assistant" for role, _ in turns):
         raise DataError(f"{where}: no message comes from the assistant, so there is nothing to learn")
-    return Chat(tuple(turns))
+    return tuple(turns)
 
 
-def read_jsonl(path: Path, columns: Mapping[str, str] | None = None) -> Iterator[Example]:
-    """Yields the examples of a JSONL file, which may be compressed (``.xz``, ``.gz``, ``.bz2``).
+def read_records(path: Path, columns: Mapping[str, str] | None = None) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yields the records of a JSONL file, which may be compressed (``.xz``, ``.gz``, ``.bz2``), and where each stands.
 
     Args:
         path: the file.
         columns: what this file calls things, for example ``{prompt: question}``.
 
     Raises:
-        DataError: the file is absent or damaged, or a line is not one of the three kinds; names the line.
+        DataError: the file is absent or damaged, or a line is no JSON object; names the line.
     """
     with opened(path) as file:
         for number, line in enumerate(file, 1):
@@ -115,7 +139,7 @@ def read_jsonl(path: Path, columns: Mapping[str, str] | None = None) -> Iterator
                 raise DataError(f"{where} is not JSON: {error}") from None
             if not isinstance(record, dict):
                 raise DataError(f"{where} should be a JSON object, but it is {type(record).__name__}")
-            yield as_example(renamed(record, columns), where)
+            yield renamed(record, columns), where
 
 
 def renamed(record: Mapping[str, Any], columns: Mapping[str, str] | None) -> dict[str, Any]:

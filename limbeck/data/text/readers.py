@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from limbeck.data.text.examples import Document, Example, as_example, read_jsonl, read_text, renamed
+from limbeck.data.text.examples import Document, read_records, read_text, renamed
+from limbeck.data.text.pairs import as_record
 from limbeck.data.text.source import RawText, Split, text_data
 from limbeck.errors import DataError, MissingExtraError
 
@@ -41,7 +42,9 @@ def text_files(*, split: Split, path: str, pattern: str | None = None) -> RawTex
     return RawText(place.stem if place.is_file() else place.name, documents)
 
 
-@text_data("jsonl", title="JSONL with text, prompt and completion, or messages", licence="")
+@text_data(
+    "jsonl", title="JSONL with text, prompt and completion, messages, or prompt, chosen and rejected", licence=""
+)
 def jsonl(*, split: Split, path: str, columns: dict[str, str] | None = None) -> RawText:
     """Returns the lines of a file, or of the split's file in a folder (``train.jsonl``, ``test.jsonl``).
 
@@ -60,13 +63,17 @@ def jsonl(*, split: Split, path: str, columns: dict[str, str] | None = None) -> 
         if not found:
             raise DataError(f"the folder '{path}' has no {split}.jsonl")
         place = found[0]
-    examples = list(read_jsonl(place, columns))
+    examples = [as_record(record, where) for record, where in read_records(place, columns)]
     if not examples:
         raise DataError(f"'{place}' holds no line")
     return RawText(Path(path).name, examples, divided)
 
 
-@text_data("hf", title="a Hugging Face data set with text, prompt and completion, or messages", licence="")
+@text_data(
+    "hf",
+    title="a Hugging Face data set with text, prompt and completion, messages, or prompt, chosen and rejected",
+    licence="",
+)
 def huggingface_text(
     *,
     split: Split,
@@ -102,9 +109,7 @@ def huggingface_text(
     elif divided and (splits or {}).get("test", "test") not in loaded:
         divided = False
     rows: Any = loaded[wanted] if isinstance(loaded, Mapping) else loaded
-    examples: list[Example] = [
-        as_example(renamed(row, columns), f"row {number} of '{path}'") for number, row in enumerate(rows)
-    ]
+    examples = [as_record(renamed(row, columns), f"row {number} of '{path}'") for number, row in enumerate(rows)]
     return RawText(path, examples, divided)
 
 

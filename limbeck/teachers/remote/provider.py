@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,18 @@ class RemoteTeacher:
         return hashlib.blake2b(f"{endpoint.url}/{endpoint.model}".encode(), digest_size=16).hexdigest()
 
     def __call__(self, batch: Batch) -> Signals:
-        """Returns ``topk`` and ``logprobs`` of a batch, zeros where nothing is to be learnt.
+        """Returns ``topk`` and ``logprobs`` of a batch, zeros where nothing is to be learnt; of its views likewise.
 
         Raises:
             RemoteError: the server fails, or gives fewer log-probabilities than it gave before.
             CostLimitError: the limit is reached.
         """
         self.probed()
+        signals = self._said(batch)
+        views = {view: self._said(batch.of_view(view)) for view in batch.get("views", {})}
+        return replace(signals, views=views) if views else signals
+
+    def _said(self, batch: Batch) -> Signals:
         rows = _sequences_of(batch)
         texts = [ids for row in rows for _, ids in row]
         scored = iter(self._scored(texts))
