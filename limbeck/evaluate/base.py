@@ -61,7 +61,16 @@ class Subject:
 
     @cached_property
     def predictions(self) -> Predictions:
-        """Logits of student and teacher on the whole test data, computed once."""
+        """Logits of student and teacher on the whole test data, computed once.
+
+        Raises:
+            DataError: the data is text, of which no model can keep all logits.
+        """
+        if hasattr(getattr(self.loader, "source", None), "sequences"):
+            raise DataError(
+                "this evaluation is for classification; of language models limbeck judges token_loss, token_agreement "
+                "and others (limbeck.evaluate.evaluations)"
+            )
         return self.known or predict(self.roles, self.loader, self.task, device=self.device)
 
     @property

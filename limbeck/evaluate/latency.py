@@ -34,12 +34,12 @@ def latency(subject: Subject) -> Results:
 
     Student and teacher are timed in turn, so that a change in the machine's load meets both.
     """
-    results = _machine(subject.device)
+    results = machine(subject.device)
     teacher: Results = {}
     with evaluation_mode(*subject.modules.values()):
         for size in _BATCH_SIZES:
             batch = subject.example(size)
-            times = measure(_passes(subject, batch), lambda: _synchronise(subject.device))
+            times = measure(_passes(subject, batch), lambda: synchronise(subject.device))
             results[f"batch_{size}"] = _percentiles(times["student"], size)
             if "teacher" in times:
                 teacher[f"batch_{size}"] = _percentiles(times["teacher"], size)
@@ -98,12 +98,14 @@ def _percentiles(seconds: list[float], size: int) -> Results:
     }
 
 
-def _synchronise(device: torch.device | str) -> None:
+def synchronise(device: torch.device | str) -> None:
+    """Waits until a device has done all it was given; nothing has to be waited for on a CPU."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _machine(device: torch.device | str) -> Results:
+def machine(device: torch.device | str) -> Results:
+    """Returns ``device``, the name of the ``processor`` and the number of ``threads``."""
     kind = torch.device(device).type
     name = torch.cuda.get_device_name(device) if kind == "cuda" else processor()
     return {"device": kind, "processor": name, "threads": torch.get_num_threads()}

@@ -33,7 +33,7 @@ def memory(subject: Subject) -> Results:
     """
     results: Results = {}
     for role, model in subject.modules.items():
-        weights = sum(t.numel() * t.element_size() for t in _tensors(model))
+        weights = weights_bytes(model)
         results[role] = {"weights_bytes": weights}
         for size in _BATCH_SIZES:
             inputs = subject.example(size).inputs_for(role)
@@ -43,10 +43,10 @@ def memory(subject: Subject) -> Results:
     return {**results.pop("student"), **results}
 
 
-def _tensors(model: nn.Module) -> list[torch.Tensor]:
-    """Parameters and buffers, each storage once."""
+def weights_bytes(model: nn.Module) -> int:
+    """Returns the bytes of a model's parameters and buffers; what they share counts once."""
     found = {t.untyped_storage().data_ptr(): t for t in (*model.parameters(), *model.buffers())}
-    return list(found.values())
+    return sum(t.numel() * t.element_size() for t in found.values())
 
 
 def peak_bytes(run: Callable[[], Any], device: torch.device | str = "cpu") -> int:

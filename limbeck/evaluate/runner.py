@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from limbeck.data.source import Source
+from limbeck.errors import DataError
 from limbeck.evaluate.base import Results, Subject, evaluations
 from limbeck.evaluate.measure import Measure
 from limbeck.evaluate.plan import Wanted, planned
 from limbeck.evaluate.predictions import Model, Predictions
-from limbeck.tasks.base import Task
+from limbeck.tasks.base import Task, tasks
 
 DEFAULT = ("accuracy", "agreement", "calibration", "cost", "latency")
 
@@ -50,11 +51,20 @@ def evaluate(
     Raises:
         UnknownNameError: no evaluation has a name that was asked for; nothing has been run then.
         RecipeError: an option is unknown or out of its range; likewise.
-        DataError: the test data is empty or has no labels.
+        DataError: the test data is empty or has no labels, or an evaluation is for another task.
     """
     chosen = planned(names)
+    _check_task(chosen, task)
     subject = Subject(student, loader, task, teacher, device, predictions, train)
     return {name: evaluations[name].part(subject, **options) for name, options in chosen.items()}
+
+
+def _check_task(names: Iterable[str], task: Task) -> None:
+    """Refuses evaluations of language models for others."""
+    for name in names:
+        wanted = evaluations[name].about.get("task")
+        if wanted is not None and not isinstance(task, tasks[wanted].part):
+            raise DataError(f"the evaluation '{name}' is for the task {wanted}, but this is {type(task).__name__}")
 
 
 def of_teacher(results: Mapping[str, Any]) -> dict[str, Results]:

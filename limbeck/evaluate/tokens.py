@@ -16,6 +16,8 @@ from limbeck.signals import Batch
 from limbeck.tasks.base import Task
 
 _ROWS = 512
+_TOP = 5
+_COMPARED = ("forward", "reverse", "variation", "top5", "expected")
 _WANTED = frozenset({"logits"})
 
 
@@ -29,8 +31,10 @@ class Tokens:
         entropy: ``[N]`` entropy of the prediction by role, nats.
         top1: ``[N]`` the most likely token by role.
         confidence: ``[N]`` its probability by role.
-        forward: ``[N]`` KL(teacher ‖ student), nats; None without a teacher.
-        reverse: ``[N]`` KL(student ‖ teacher), nats; None without a teacher.
+        compared: ``[N]`` how student and teacher compare: ``forward`` KL(teacher ‖ student) and ``reverse`` in nats,
+            ``variation`` half the L1 distance, ``top5`` the part of the five likeliest tokens that both have,
+            ``expected`` how often tokens drawn from both would be equal. Empty without a teacher that has the same
+            tokens.
         rows: ``[N]`` id of the row that each token is in.
     """
 
@@ -39,8 +43,7 @@ class Tokens:
     entropy: Mapping[str, Tensor]
     top1: Mapping[str, Tensor]
     confidence: Mapping[str, Tensor]
-    forward: Tensor | None
-    reverse: Tensor | None
+    compared: Mapping[str, Tensor]
     rows: Tensor
 
 
@@ -74,9 +77,8 @@ def measure_tokens(
     by_role = {
         what: {role: found[f"{what}/{role}"] for role in models} for what in ("loss", "entropy", "top1", "confidence")
     }
-    return Tokens(
-        found["labels"], **by_role, forward=found.get("forward"), reverse=found.get("reverse"), rows=found["rows"]
-    )
+    compared = {name: found[name] for name in _COMPARED if name in found}
+    return Tokens(found["labels"], **by_role, compared=compared, rows=found["rows"])
 
 
 def _at(role: str, model: Model, batch: Batch, task: Task, places: tuple[Tensor, ...]) -> Tensor:
@@ -113,9 +115,22 @@ def _gather(parts: dict[str, list[Tensor]], logits: Mapping[str, Tensor], labels
             for what, values in numbers.items():
                 parts.setdefault(f"{what}/{role}", []).append(values.cpu())
         if "teacher" in logs and "student" in logs and logs["teacher"].shape == logs["student"].shape:
-            p, q = logs["teacher"], logs["student"]
-            parts.setdefault("forward", []).append((_expected(p, p) - _expected(p, q)).clamp(min=0).cpu())
-            parts.setdefault("reverse", []).append((_expected(q, q) - _expected(q, p)).clamp(min=0).cpu())
+            for what, values in _compared(logs["teacher"], logs["student"]).items():
+                parts.setdefault(what, []).append(values.cpu())
+
+
+def _compared(p: Tensor, q: Tensor) -> dict[str, Tensor]:
+    """Returns how two predictions ``[n, V]``, as log-probabilities, compare at each place."""
+    chances = p.exp(), q.exp()
+    k = min(_TOP, p.shape[-1])
+    likeliest, others = p.topk(k).indices, q.topk(k).indices
+    return {
+        "forward": (_expected(p, p) - _expected(p, q)).clamp(min=0),
+        "reverse": (_expected(q, q) - _expected(q, p)).clamp(min=0),
+        "variation": (chances[0] - chances[1]).abs().sum(-1) / 2,
+        "top5": (likeliest.unsqueeze(-1) == others.unsqueeze(-2)).any(-1).float().mean(-1),
+        "expected": (chances[0] * chances[1]).sum(-1),
+    }
 
 
 def _expected(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -224,9 +224,22 @@ def adaptive_calibration_error(logits: Tensor, labels: Tensor, *, bins: int = 15
         labels: ``[N]`` class indices.
         bins: number of bins; no more than there are samples are used.
     """
+    return adaptive_gap(*_confidence(logits, labels), bins=bins)
+
+
+def adaptive_gap(confidence: Tensor, right: Tensor, *, bins: int = 15) -> Tensor:
+    """Mean distance of confidence and accuracy over bins that hold equally many predictions.
+
+    Args:
+        confidence: ``[N]`` in [0, 1].
+        right: ``[N]`` 1 where a prediction is right and 0 elsewhere, like ``confidence`` in type.
+        bins: number of bins; no more than there are predictions are used.
+
+    Raises:
+        ValueError: ``bins`` is not positive.
+    """
     if bins < 1:
         raise ValueError(f"bins should be at least 1, not {bins}")
-    confidence, right = _confidence(logits, labels)
     levels, level, count = confidence.unique(return_inverse=True, return_counts=True)
     shared = torch.bincount(level, weights=right, minlength=len(levels)) / count
     ordered = level.sort().values

@@ -60,10 +60,16 @@ def sentence_bleu(hypothesis: Tokens, reference: Tokens, *, order: int = 4) -> f
 
 def _matches(hypothesis: Tokens, reference: Tokens, size: int) -> int:
     """N-grams that both have, each counted as often as the one that has it less often."""
-    return sum((_ngrams(hypothesis, size) & _ngrams(reference, size)).values())
+    return sum((ngrams(hypothesis, size) & ngrams(reference, size)).values())
 
 
-def _ngrams(tokens: Tokens, size: int) -> Counter[tuple[int, ...]]:
+def ngrams(tokens: Tokens, size: int) -> Counter[tuple[int, ...]]:
+    """Counts the runs of ``size`` tokens in a text.
+
+    Example:
+        >>> ngrams([1, 2, 1, 2], 2)
+        Counter({(1, 2): 2, (2, 1): 1})
+    """
     return Counter(tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1))
 
 
