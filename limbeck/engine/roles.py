@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from limbeck.engine.preflight import tap_groups
-from limbeck.errors import NeedsError
+from limbeck.errors import NeedsError, suggest
 from limbeck.methods.base import Method
 from limbeck.signals import Batch, Signals
 from limbeck.tasks.base import Task
+from limbeck.teachers.adapter_off import AdapterOffTeacher
 from limbeck.teachers.ema import EMATeacher
 from limbeck.teachers.live import FrozenTeacher
 from limbeck.teachers.provider import Observer
@@ -30,6 +31,7 @@ class Role:
         provider: something that gives signals without a model here: a cache, an ensemble.
         ema_of: name of the learner that this role follows as an exponential moving average.
         decay: decay of that average.
+        without_adapters: name of the learner that this role is, its adapters switched off.
         differentiable: gradients flow through the frozen model to its inputs.
         taps: tap paths by group, over those that the model knows of itself.
         precision: ``fp32`` or ``bf16``; the stage's own when None.
@@ -39,6 +41,7 @@ class Role:
     provider: Observe | None = None
     ema_of: str | None = None
     decay: float = 0.999
+    without_adapters: str | None = None
     differentiable: bool = False
     taps: Mapping[str, Sequence[str]] | None = None
     precision: str | None = None
@@ -72,7 +75,10 @@ def _observer(
                 f"the method trains the role '{name}', so it must be a live model, not a cache or an ensemble"
             )
         return role.provider
-    model = roles[role.ema_of].model if role.ema_of is not None else role.model
+    followed = role.ema_of or role.without_adapters
+    if followed is not None and followed not in roles:
+        raise NeedsError(f"the role '{name}' is made of '{followed}', which is not there. {suggest(followed, roles)}")
+    model = role.model if followed is None else roles[followed].model
     if model is None:
         raise NeedsError(f"the role '{name}' has neither a model nor a provider")
     common: dict[str, Any] = {
@@ -80,6 +86,9 @@ def _observer(
         "channels_last": prefers_channels_last(model) if channels_last is None else channels_last,
         "wanted": method.needs.roles.get(name, frozenset()),
     }
+    if role.without_adapters is not None:
+        common.pop("channels_last")
+        return AdapterOffTeacher(name, model, task, method.needs.views, **common)
     groups = tap_groups(name, model, method.needs.groups(name), role.taps)
     views = method.needs.views
     if role.ema_of is not None:

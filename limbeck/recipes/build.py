@@ -340,6 +340,8 @@ class RoleBuilder:
             return Role(provider=self._ensemble(name, spec))
         if spec.ema is not None:
             return Role(ema_of=spec.ema.of, decay=spec.ema.decay, taps=spec.taps, precision=spec.precision)
+        if spec.adapter_off is not None:
+            return Role(without_adapters=spec.adapter_off, precision=spec.precision)
         model = self._from_stage(name, spec) if spec.from_stage is not None else self._model(name, spec)
         return Role(model=model, taps=spec.taps, precision=spec.precision, differentiable=spec.differentiable)
 

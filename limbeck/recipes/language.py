@@ -112,6 +112,8 @@ class LanguageRoles(RoleBuilder):
             # The role's own model where it is there already: large ones take long to load.
             shared = spec.from_role in self._made
             whole = self._made[spec.from_role] if shared else self._model(spec.from_role, origin)
+        elif origin is not None and _ends_in_a_model(spec.from_role, self.stage.roles):
+            whole = self._cut(spec.from_role, origin)
         elif origin is not None:
             raise RecipeError(
                 f"roles.{name} is cut from the role '{spec.from_role}', which has no model here; name the model "
@@ -200,6 +202,17 @@ def cache_text(
         precision=precision, progress=progress,
     )  # fmt: skip
     return describe_sequences(out)
+
+
+def _ends_in_a_model(role: str, roles: Mapping[str, RoleSpec]) -> bool:
+    """Whether a role is a copy of a model, or of a copy of one."""
+    seen: set[str] = set()
+    while role in roles and role not in seen:
+        seen.add(role)
+        if roles[role].from_role is None:
+            return roles[role].model is not None
+        role = str(roles[role].from_role)
+    return role not in roles
 
 
 def _known_origin(role: str, origin: str, roles: Mapping[str, RoleSpec]) -> None:

@@ -25,7 +25,7 @@ class EMASpec(_Strict):
 
 
 class RoleSpec(_Strict):
-    """Where one role comes from: exactly one of model, cache, ensemble, ema, from_stage, from, remote."""
+    """Where one role comes from: one of model, cache, ensemble, ema, adapter_off, from_stage, from, remote."""
 
     model: str | dict[str, Any] | None = Field(
         None, description="a zoo name, timm:NAME, hf:NAME, torchvision:NAME, python:module:factory (with trust)"
@@ -36,6 +36,7 @@ class RoleSpec(_Strict):
     average: str = Field("probabilities", description="what an ensemble averages: probabilities or logits")
     member_weights: tuple[Positive, ...] | None = Field(None, description="weights of an ensemble's members")
     ema: EMASpec | None = Field(None, description="exponential moving average of a learner")
+    adapter_off: str | None = Field(None, description="a learner with lora, whose adapters are switched off")
     from_stage: str | None = Field(None, description="the student of an earlier stage, by the stage's name")
     from_role: str | None = Field(
         None, alias="from", description="a role, or the name of a language model, of which this one is a copy"
@@ -57,12 +58,12 @@ class RoleSpec(_Strict):
 
     @model_validator(mode="after")
     def _one_origin(self) -> RoleSpec:
-        origins = ("model", "cache", "ensemble", "ema", "from_stage", "from_role", "remote")
+        origins = ("model", "cache", "ensemble", "ema", "adapter_off", "from_stage", "from_role", "remote")
         given = [k.removesuffix("_role") for k in origins if getattr(self, k) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"a role comes from exactly one of model, cache, ensemble, ema, from_stage, from, remote; "
-                f"this one has {given or 'none'}"
+                f"a role comes from exactly one of model, cache, ensemble, ema, adapter_off, from_stage, from, "
+                f"remote; this one has {given or 'none'}"
             )
         if self.weights is not None and self.model is None and self.from_role is None:
             raise ValueError("weights belong to a model")
