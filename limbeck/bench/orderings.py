@@ -1,0 +1,80 @@
+"""Orderings that the literature reports, held against comparisons of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from limbeck.bench.table import Row, Summary, apart, summarise
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """A published claim that one arm is better than another.
+
+    Attributes:
+        better: arm that is said to be better.
+        worse: arm that is said to be worse.
+        source: who reports it.
+    """
+
+    better: str
+    worse: str
+    source: str
+
+
+_OWN = {
+    "none": ("kd", "label_smoothing", "dml", "born_again", "uskd", "lsskd", "fitnet", "at", "nst", "fsp",
+             "weighted_self_distillation"),
+    "kd": ("kd + standardize", "dkd", "dist", "mlkd", "vid", "ofd", "reviewkd", "simkd", "crd", "nkd", "pld", "sinkd",
+           "dhkd", "nd_loss", "trg", "ofa_kd", "mcmi", "bd_kd", "lelp", "mix_kd", "hard", "kd_aif", "tgeo_kd",
+           "recursive_meta_distillation"),
+    "dkd": ("mlkd", "nkd"),
+    "dist": ("pld",),
+    "crd": ("reviewkd",),
+    "ofd": ("reviewkd",),
+    "dml": ("bd_kd",),
+}  # fmt: skip
+_CRD_TABLE = ("fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "fsp", "nst")
+
+PUBLISHED = (
+    *(Ordering(arm, base, f"authors of {arm.removeprefix('kd + ')}") for base, arms in _OWN.items() for arm in arms),
+    *(Ordering("kd", arm, "Tian et al., 2020, table 1") for arm in _CRD_TABLE),
+)
+"""Claims of papers about methods that limbeck has. Tian et al. (https://arxiv.org/abs/1910.10699) compared KD with
+earlier feature methods on CIFAR-100; the others are each paper's own, mostly on CIFAR-100 and ImageNet."""
+
+HOLDS, FAILS, UNTOLD = "holds", "fails", "cannot be told"
+
+
+def judge(ordering: Ordering, summaries: Mapping[str, Summary]) -> tuple[str, float] | None:
+    """Returns whether an ordering holds in a comparison, and the difference in accuracy that it claims.
+
+    It holds, or fails, where the difference is above two standard errors.
+
+    Args:
+        ordering: the claim.
+        summaries: the arms of the comparison by label.
+
+    Returns:
+        The verdict and the difference, or None where the comparison lacks one of the arms.
+    """
+    better, worse = summaries.get(ordering.better), summaries.get(ordering.worse)
+    if better is None or worse is None:
+        return None
+    return {1: HOLDS, -1: FAILS, 0: UNTOLD}[apart(better, worse)], better.mean - worse.mean
+
+
+def judged(results: Mapping[str, Sequence[Row]]) -> list[tuple[Ordering, dict[str, tuple[str, float]]]]:
+    """Returns every published ordering with its verdict in each comparison that has both arms.
+
+    Args:
+        results: rows by comparison.
+    """
+    by_suite = {suite: {s.arm: s for s in summarise(rows)} for suite, rows in results.items()}
+    found = []
+    for ordering in PUBLISHED:
+        verdicts = {suite: v for suite, arms in by_suite.items() if (v := judge(ordering, arms)) is not None}
+        if verdicts:
+            found.append((ordering, verdicts))
+    return found
