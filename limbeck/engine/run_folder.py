@@ -167,6 +167,19 @@ class RunFolder:
 
 
 def environment() -> dict[str, Any]:
+def epoch_records(path: Path) -> list[dict[str, Any]]:
+    """Returns the epochs that a run has logged, oldest first; none where it has logged nothing.
+
+    Raises:
+        RunFolderError: a line is damaged.
+    """
+    log = path / "metrics.jsonl"
+    try:
+        return [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.exists() else []
+    except ValueError:
+        raise RunFolderError(f"'{log}' has a damaged line; run the recipe again in another folder") from None
+
+
     """What the machine and the libraries are, without names, paths or secrets."""
     import torch
 

@@ -6,7 +6,7 @@ show. A recipe gives options as ``{name: ood, data: digits}``, the command as ``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -49,6 +49,7 @@ class Subject:
         device: where models run.
         known: predictions that exist already, so that no model is run for them.
         train: the samples that the student was trained on, for what compares them with others.
+        history: records of the epochs of its training, oldest first, for what looks at their course.
     """
 
     student: nn.Module
@@ -58,6 +59,7 @@ class Subject:
     device: torch.device | str = "cpu"
     known: Predictions | None = field(default=None, repr=False)
     train: Source | None = field(default=None, repr=False)
+    history: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
 
     @cached_property
     def predictions(self) -> Predictions:

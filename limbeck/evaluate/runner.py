@@ -29,6 +29,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     predictions: Predictions | None = None,
     train: Source | None = None,
+    history: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Results]:
     """Judges a student on test data.
 
@@ -44,6 +45,7 @@ def evaluate(
         device: where the models are.
         predictions: what :func:`limbeck.evaluate.predict` gave for these models, where it has run already.
         train: the samples that the student was trained on; only some evaluations ask for them.
+        history: records of the epochs of its training, oldest first; only some evaluations ask for them.
 
     Returns:
         JSON-able results by evaluation; what they say of the teacher stands under ``teacher`` in each.
@@ -55,7 +57,7 @@ def evaluate(
     """
     chosen = planned(names)
     _check_task(chosen, task)
-    subject = Subject(student, loader, task, teacher, device, predictions, train)
+    subject = Subject(student, loader, task, teacher, device, predictions, train, history)
     return {name: evaluations[name].part(subject, **options) for name, options in chosen.items()}
 
 

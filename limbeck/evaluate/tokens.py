@@ -139,11 +139,6 @@ def _expected(log_p: Tensor, log_q: Tensor) -> Tensor:
     return torch.where(p > 0, p * log_q, torch.zeros_like(p)).sum(-1)
 
 
-def held_out_loss(student: nn.Module, loader: Any, task: Task) -> float:
-    """Returns the mean negative log-probability of a held-out token, nats."""
-    return measure_tokens({"student": student}, loader, task).loss["student"].mean().item()
-
-
 def perplexity(loss: float) -> float:
     """Returns ``exp(loss)``, infinite where that is too large for a number."""
     return math.exp(loss) if loss < 700 else math.inf

@@ -216,11 +216,12 @@ def build_stage(
         transforms=changes,
         labels=data.train.labels(),
         num_classes=data.train.info.num_classes or None,
-        evaluate=lambda student: quick_look(student, data, task),
+    watched = _language().watched_teacher(recipe, roles) if text else None
+        evaluate=lambda student: quick_look(student, data, task, watched),
         folder=folder,
         name=spec.name,
         seed=recipe.seed,
-        reporter=reporter,
+        reporter=_language().watching(reporter, folder) if text and reporter is not None else reporter,
         holdout=getattr(data, "holdout_loader", None),
     )
     return BuiltStage(stage, roles, data, task)
@@ -245,12 +246,19 @@ def make_task(name: str, data: StageData) -> Task:
     return make(**{key: value for key, value in facts.items() if key in takes})
 
 
-def quick_look(student: nn.Module, data: StageData, task: Task) -> dict[str, float]:
-    """Returns what is logged of a student after an epoch: its accuracy, or its loss on held-out text."""
-    if hasattr(data.held, "sequences"):
-        from limbeck.evaluate.tokens import held_out_loss
+def quick_look(student: nn.Module, data: StageData, task: Task, teacher: nn.Module | None = None) -> dict[str, Any]:
+    """Returns what is logged of a student after an epoch: its accuracy, or what it says of held-out text.
 
-        return {"held_out_loss": held_out_loss(student, data.held_loader, task)}
+    Args:
+        student: the student as it is now.
+        data: what it is judged on.
+        task: how it is run.
+        teacher: a language model whose distance to the student is logged as well.
+    """
+    if hasattr(data.held, "sequences"):
+        from limbeck.evaluate.teacher_hacking import epoch_numbers
+
+        return epoch_numbers(student, data.held_loader, task, teacher)
     return {"accuracy": accuracy_on(student, data.held_loader, task)}
 
 

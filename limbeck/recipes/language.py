@@ -15,9 +15,12 @@ from limbeck import streams
 from limbeck.data.text import TextLoader, TextSource, load_text, load_tokenizer
 from limbeck.data.text.source import divide_options
 from limbeck.engine import distributed
+from limbeck.engine.reporter import Reporter
 from limbeck.engine.roles import Role
 from limbeck.errors import RecipeError, UnknownNameError, suggest
-from limbeck.recipes.build import RoleBuilder, StageData, make_task
+from limbeck.evaluate.teacher_hacking import HackingWatch
+from limbeck.recipes.build import RoleBuilder, StageData, check_holdout, make_task
+from limbeck.recipes.cutting import cut_student, trimmed_model, wanted_vocabulary, with_fewer_tokens
 from limbeck.recipes.method_section import make_method
 from limbeck.recipes.schema import DataSpec, Recipe, RoleSpec, StageSpec
 from limbeck.students.language import adapted, build_language_model, keep_layers, known_language_model
@@ -220,3 +223,17 @@ def _known_origin(role: str, origin: str, roles: Mapping[str, RoleSpec]) -> None
         known_language_model(origin)
     except UnknownNameError as error:
         raise RecipeError(f"roles.{role}.from names no role and no model. {suggest(origin, roles)} {error}") from None
+def watched_teacher(recipe: Recipe, roles: Mapping[str, Role]) -> nn.Module | None:
+    """Returns the live teacher whose distance is to be logged after every epoch; None where nobody asked for it."""
+    wanted = {entry if isinstance(entry, str) else entry.get("name") for entry in recipe.evaluate}
+    if "teacher_hacking" not in wanted:
+        return None
+    models = (roles[role].model for role in ("teacher", "reference") if role in roles)
+    return next((model for model in models if model is not None), None)
+
+
+def watching(reporter: Reporter, folder: RunFolder | None) -> Reporter:
+    """Returns a reporter that warns when a run starts to hack its teacher."""
+    return HackingWatch(reporter, lambda: [] if folder is None else epoch_records(folder.path))
+
+

@@ -16,7 +16,7 @@ from torch import nn
 from limbeck.engine import distributed
 from limbeck.engine.interruption import Interrupted
 from limbeck.engine.reporter import Reporter
-from limbeck.engine.run_folder import RunFolder
+from limbeck.engine.run_folder import RunFolder, epoch_records
 from limbeck.errors import RunFolderError
 from limbeck.evaluate import evaluate, planned, predict
 from limbeck.evaluate.plan import Wanted
@@ -218,6 +218,7 @@ def _judge(names: Sequence[Wanted], built: BuiltStage, path: Path) -> dict[str, 
         names=names,
         predictions=found,
         train=built.data.train,
+        history=epoch_records(path),
     )
 
 

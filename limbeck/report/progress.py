@@ -79,7 +79,8 @@ class ConsoleReporter(Reporter):
     def epoch_done(self, record: Mapping[str, Any]) -> None:
         """Notes the accuracy where the epoch was evaluated."""
         evaluation = record.get("evaluation", {})
-        self._accuracy = "".join(f"  {name} {value:.3f}" for name, value in evaluation.items())
+        shown = {name: value for name, value in evaluation.items() if isinstance(value, float)}
+        self._accuracy = "".join(f"  {name} {value:.3f}" for name, value in shown.items())
         self._progress.update(self._task, completed=record["step"], note=f"loss {record['loss']:.4g}{self._accuracy}")
 
 
