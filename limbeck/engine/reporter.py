@@ -17,6 +17,9 @@ class Reporter:
     def stage_started(self, name: str, progress: Progress) -> None:
         """A stage begins, or goes on from ``progress``."""
 
+    def measured(self, rates: Mapping[str, float]) -> None:
+        """How fast transforms are, such as ``tokens_per_second``; heard before each step is done."""
+
     def step_done(self, progress: Progress, loss: float) -> None:
         """An optimizer step was taken."""
 

@@ -6,7 +6,8 @@
     run.json            format and version
     environment.json    library versions, processor, threads
     metrics.jsonl       one line an epoch; the same bytes for an interrupted and an uninterrupted run
-    timing.jsonl        seconds, which differ from run to run
+    rollouts.jsonl      a few completions an epoch, where models write; likewise
+    timing.jsonl        how fast they write, which differs from run to run
     checkpoints/        the last good state of the running stage
     stages/             what finished stages left behind
     student.safetensors, student.json, results.json, predictions.safetensors
@@ -166,7 +167,6 @@ class RunFolder:
         self._lock.close()
 
 
-def environment() -> dict[str, Any]:
 def epoch_records(path: Path) -> list[dict[str, Any]]:
     """Returns the epochs that a run has logged, oldest first; none where it has logged nothing.
 
@@ -180,6 +180,7 @@ def epoch_records(path: Path) -> list[dict[str, Any]]:
         raise RunFolderError(f"'{log}' has a damaged line; run the recipe again in another folder") from None
 
 
+def environment() -> dict[str, Any]:
     """What the machine and the libraries are, without names, paths or secrets."""
     import torch
 

@@ -23,6 +23,7 @@ from limbeck.engine.run_folder import RunFolder
 from limbeck.engine.settings import TrainSettings
 from limbeck.engine.step import Step, Transform, apply_transforms
 from limbeck.engine.term_gradients import watch_for
+from limbeck.engine.transform_reports import rates, tell, write
 from limbeck.errors import DataError, RecipeError
 from limbeck.methods.base import Method, Observed, Passes, Setup
 from limbeck.schedules import Progress
@@ -115,7 +116,7 @@ class Stage:
             channels_last=False if sharded else settings.channels_last,
         )
         for transform in self._transforms:
-            _call(transform, "bind", self.observers)
+            _call(transform, "bind", self.observers, loader)
         self._build(roles, labels, num_classes, weights or {})
         if settings.compile:
             for observer in self.observers.values():
@@ -155,7 +156,9 @@ class Stage:
             batch = self._prepared(batch)
             yield self._gathered(batch, dry_run(self.method, batch, self.observers))
 
-    def _prepared(self, batch: Batch) -> Batch:
+    def _prepared(self, batch: Batch, *, training: bool = False) -> Batch:
+        for transform in self._transforms:
+            _call(transform, "at", self.progress, training=training)
         batch = apply_transforms(self._transforms, batch)
         beside = self._holdout is not None and self.method.needs.holdout == "batches"
         return self._holdout.beside(batch, self.step) if beside else batch  # type: ignore[union-attr]
@@ -288,7 +291,8 @@ class Stage:
         epoch, done = divmod(self.step, steps)
         self._set_training()
         for batch in self.loader.epoch(epoch, done):
-            loss = self._train_step(self._prepared(batch))
+            loss = self._train_step(self._prepared(batch, training=True))
+            self._reporter.measured(rates(self._transforms))
             self._reporter.step_done(self.progress, loss)
             at_end = self.step % steps == 0
             every = self.settings.checkpoint_every
@@ -347,8 +351,9 @@ class Stage:
         every = self.settings.evaluate_every
         if self._evaluate is not None and (last or (every and (epoch + 1) % every == 0)):
             record["evaluation"] = self._evaluate(self.student())
+        told = tell(self._transforms, record)
         folder = self._folder
-        distributed.on_first(lambda: folder.log("metrics.jsonl", record) if folder is not None else None)
+        distributed.on_first(lambda: write(folder, record, told) if folder is not None else None)
         self._reporter.epoch_done(record)
 
 
@@ -356,7 +361,7 @@ def _as_one(method: Method, learners: Mapping[str, nn.Module]) -> nn.ModuleDict:
     return nn.ModuleDict({"method": method, "learners": nn.ModuleDict(dict(learners))})
 
 
-def _call(observer: Any, hook: str, *args: Any) -> None:
+def _call(observer: Any, hook: str, *args: Any, **options: Any) -> None:
     function = getattr(observer, hook, None)
     if function is not None:
-        function(*args)
+        function(*args, **options)

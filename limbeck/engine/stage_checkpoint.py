@@ -10,6 +10,7 @@ import torch
 
 from limbeck.engine import checkpoint, distributed, sharded_checkpoint, sharding
 from limbeck.engine.run_folder import RunFolder
+from limbeck.engine.transform_reports import LOGS
 from limbeck.errors import CheckpointError, NonFiniteLossError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def save(stage: Stage, folder: RunFolder | None) -> None:
 
     def commit() -> None:
         assert folder is not None
-        checkpoint.commit(draft, name, {**state, "metrics_length": folder.length("metrics.jsonl")})
+        checkpoint.commit(draft, name, {**state, "logs": {log: folder.length(log) for log in LOGS}})
 
     distributed.on_first(commit)
 
@@ -114,5 +115,10 @@ def resume(stage: Stage, folder: RunFolder | None) -> None:
     if found.get("stage") != stage.name:
         return
     restore(stage, sharded_checkpoint.join(found, path / _SHARDS))
-    length = int(found["metrics_length"])
-    distributed.on_first(lambda: folder.truncate("metrics.jsonl", length) if folder is not None else None)
+    distributed.on_first(lambda: _forget_later(folder, found["logs"]) if folder is not None else None)
+
+
+def _forget_later(folder: RunFolder, lengths: Mapping[str, int]) -> None:
+    """Cuts logs to what they held when the checkpoint was written."""
+    for log, length in lengths.items():
+        folder.truncate(log, int(length))

@@ -2,7 +2,7 @@
 
 from limbeck.generation.ends import end_tokens
 from limbeck.generation.loop import Draws, Generated, Prompts, generate
-from limbeck.generation.policies import Alone, Mixed, Speculative
+from limbeck.generation.policies import Alone, Mixed, Policy, Speculative
 from limbeck.generation.sampling import Sampling
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Draws",
     "Generated",
     "Mixed",
+    "Policy",
     "Prompts",
     "Sampling",
     "Speculative",

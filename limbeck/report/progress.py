@@ -45,7 +45,7 @@ class ConsoleReporter(Reporter):
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
         self._progress = _bar(console or Console(stderr=True, quiet=quiet))
         self._task: Any = None
-        self._accuracy = ""
+        self._accuracy = self._rate = ""
         self._shown = 0.0
 
     def __enter__(self) -> ConsoleReporter:
@@ -69,12 +69,19 @@ class ConsoleReporter(Reporter):
         self._accuracy = ""
         self._task = self._progress.add_task(name, total=total, completed=progress.step, note="")
 
+    def measured(self, rates: Mapping[str, float]) -> None:
+        """Notes how fast a rollout writes."""
+        speed = rates.get("tokens_per_second")
+        self._rate = "" if speed is None else f"  {speed:.0f} tokens/s written"
+
     def step_done(self, progress: StageProgress, loss: float) -> None:
         """Moves the bar, not more often than an eye can follow."""
         now = time.monotonic()
         if now - self._shown >= _SECONDS_BETWEEN_UPDATES:
             self._shown = now
-            self._progress.update(self._task, completed=progress.step, note=f"loss {loss:.4g}{self._accuracy}")
+            self._progress.update(
+                self._task, completed=progress.step, note=f"loss {loss:.4g}{self._accuracy}{self._rate}"
+            )
 
     def epoch_done(self, record: Mapping[str, Any]) -> None:
         """Notes the accuracy where the epoch was evaluated."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -111,6 +111,16 @@ class Observer:
         }
         copies = {name: buffer.clone() for name, buffer in model.named_buffers()}
         return self._run(batch.inputs_for(self.role), _Moved(model, {**moved, **copies}))
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The type under whose autocast the model runs."""
+        return self._autocast
+
+    @contextmanager
+    def writing(self) -> Iterator[nn.Module]:
+        """Gives the model to somebody who runs it token by token."""
+        yield self.model
 
     def close(self) -> None:
         """Removes the taps."""

@@ -9,6 +9,7 @@ from limbeck.data.pixel_scale import PixelScale
 from limbeck.errors import NeedsError, RecipeError
 from limbeck.hyperparameters import validated
 from limbeck.registry import Registry
+from limbeck.schedules import Progress
 from limbeck.signals import Batch, Signals
 
 
@@ -33,6 +34,17 @@ class Transform:
     def __init__(self, *, seed: int, num_classes: int) -> None:
         self.seed = seed
         self.num_classes = num_classes
+        self.progress = Progress(0, 1, 1)
+        self.training = False
+
+    def at(self, progress: Progress, *, training: bool) -> None:
+        """Hears, before every batch, where the stage stands.
+
+        Args:
+            progress: where.
+            training: whether a step is taken on the batch; a dry run, or a pass over the data, is to leave no trace.
+        """
+        self.progress, self.training = progress, training
 
     def __call__(self, batch: Batch) -> Batch:
         """Returns the changed batch; the one given stays as it was."""
@@ -56,8 +68,8 @@ class ModelTransform(Transform):
         super().__init__(seed=seed, num_classes=num_classes)
         self.observers: Mapping[str, Callable[[Batch], Signals]] = {}
 
-    def bind(self, observers: Mapping[str, Callable[[Batch], Signals]]) -> None:
-        """Takes what gives each role its signals; a stage calls it once, before the first batch.
+    def bind(self, observers: Mapping[str, Callable[[Batch], Signals]], loader: Any = None) -> None:
+        """Takes what gives each role its signals, and the loader; a stage calls it once, before the first batch.
 
         Raises:
             NeedsError: a role that it runs is not there.
@@ -76,6 +88,21 @@ class ModelTransform(Transform):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes back what :meth:`state_dict` gave."""
+
+    def heard(self, evaluation: Mapping[str, float]) -> None:
+        """Hears what the evaluation after an epoch found."""
+
+    def report(self) -> dict[str, float]:
+        """Returns numbers for the epoch's line of metrics, the same for every run of a recipe, and begins anew."""
+        return {}
+
+    def records(self) -> list[dict[str, Any]]:
+        """Returns lines for ``rollouts.jsonl`` of the run folder, likewise."""
+        return []
+
+    def rates(self) -> dict[str, float]:
+        """Returns how fast it is, which differs from run to run."""
+        return {}
 
 
 transforms: Registry[type[Transform]] = Registry("transform", "limbeck.transforms")
