@@ -60,11 +60,7 @@ def k_center_greedy(
         tensor([2, 1])
     """
     _check_count(count, len(pool))
-    if metric == "cosine":
-        pool, centers = (torch.nn.functional.normalize(points, dim=-1) for points in (pool, centers))
-    nearest = pool.new_full((len(pool),), torch.inf)
-    for center in centers:
-        nearest = torch.minimum(nearest, _distance(pool, center, metric))
+    pool, nearest = _uncovered(pool, centers, metric)
     picked, distances = [], []
     for _ in range(count):
         chosen = int(nearest.argmax())
@@ -73,6 +69,32 @@ def k_center_greedy(
         nearest = torch.minimum(nearest, _distance(pool, pool[chosen], metric))
         nearest[picked] = -torch.inf
     return Cover(torch.tensor(picked), torch.stack(distances) if distances else nearest[:0])
+
+
+@full_precision
+def uncovered(pool: Tensor, centers: Tensor, *, metric: Literal["euclidean", "cosine"] = "euclidean") -> Tensor:
+    """Returns how far each point ``[N]`` is from the nearest centre; infinite where there is none.
+
+    Args:
+        pool: ``[N, D]``.
+        centers: ``[M, D]``.
+        metric: ``euclidean``, or ``cosine`` (1 minus the similarity).
+
+    Example:
+        >>> uncovered(torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([[0.0], [4.0]]))
+        tensor([0., 1., 1.])
+    """
+    return _uncovered(pool, centers, metric)[1]
+
+
+def _uncovered(pool: Tensor, centers: Tensor, metric: str) -> tuple[Tensor, Tensor]:
+    """Returns the points as the metric sees them, and how far each is from the nearest centre."""
+    if metric == "cosine":
+        pool, centers = (torch.nn.functional.normalize(points, dim=-1) for points in (pool, centers))
+    nearest = pool.new_full((len(pool),), torch.inf)
+    for center in centers:
+        nearest = torch.minimum(nearest, _distance(pool, center, metric))
+    return pool, nearest
 
 
 def _distance(points: Tensor, center: Tensor, metric: str) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from limbeck.functional.divergence_registry import Divergence
+from limbeck.functional.log_divergences import times
 from limbeck.functional.reduction import widened
 
 Targets = tuple[Tensor, ...]
@@ -154,6 +155,55 @@ class ArgmaxLoss(TokenLoss):
         """Returns the likeliest tokens of rows."""
         with torch.no_grad():
             return (self.logits_of(rows).argmax(-1),)
+
+    @property
+    def leading(self) -> torch.Size:
+        """Shape of the positions."""
+        return self.shape
+
+
+@dataclass(frozen=True)
+class EntropyRule(Rule):
+    """Entropy of the distribution itself, which needs no target.
+
+    Attributes:
+        temperature: divides the logits.
+    """
+
+    temperature: float = 1.0
+    closed_form = True
+
+    def values(self, scores: Scores, *targets: Tensor) -> Tensor:
+        """Returns ``[n]`` entropies in nats."""
+        log_q = scores.log_probabilities(self.temperature)
+        return -times(log_q.exp(), log_q).sum(-1)
+
+    def gradient(self, scores: Scores, *targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns entropies and ``-q (log q + H)``."""
+        log_q = scores.log_probabilities(self.temperature)
+        products = times(log_q.exp(), log_q)
+        values = -products.sum(-1)
+        return values, -(products + log_q.exp() * values.unsqueeze(-1)) / self.temperature
+
+
+_ENTROPY = EntropyRule()
+
+
+@dataclass(frozen=True)
+class EntropyLoss(TokenLoss):
+    """How unsure a model is at each position.
+
+    Attributes:
+        shape: shape of the positions.
+        rule: at which temperature.
+    """
+
+    shape: torch.Size
+    rule: EntropyRule = _ENTROPY
+
+    def targets(self, rows: Tensor | slice) -> Targets:
+        """Returns nothing: an entropy has no target."""
+        return ()
 
     @property
     def leading(self) -> torch.Size:

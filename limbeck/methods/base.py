@@ -111,6 +111,8 @@ class Method(nn.Module):
     """Roles that are trained; all others are frozen."""
     batch_coupled: bool = False
     """Whether the loss depends on which samples share a batch: the engine gathers ranks and refuses micro-batches."""
+    selection: ClassVar[str | None] = None
+    """Name of the selector that chooses the method's training data where a recipe names none."""
     order_dependent: bool = False
     """Whether the loss depends on the order of the samples in a batch."""
     same_channels: ClassVar[bool] = False

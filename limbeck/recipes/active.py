@@ -151,8 +151,9 @@ class Pool:
             round=number,
             seed=self.seed,
         )
-        chosen = build_selector(self.active.selector)(signals, self.active.queries)
-        picked = signals.index[chosen].tolist()
+        chosen = build_selector(self.active.selector, counted=True)(signals, self.active.queries)
+        assert chosen.order is not None
+        picked = left[chosen.order.numpy()].tolist()
         asked.enter(picked)
         (books.questions if asked is books.labels else books.labels).enter(())
 
@@ -201,7 +202,7 @@ def run_rounds(
     """
     assert recipe.active is not None
     pool = Pool.of(recipe)
-    build_selector(recipe.active.selector)
+    build_selector(recipe.active.selector, counted=True)
     books = distributed.on_first(lambda: Books.load(path)) or pool.first_books()
     for number in range(recipe.active.rounds + 1):
         last = number == recipe.active.rounds

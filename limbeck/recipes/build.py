@@ -29,7 +29,7 @@ from limbeck.evaluate.predictions import predict
 from limbeck.functional.metrics import accuracy
 from limbeck.recipes.method_section import make_method
 from limbeck.recipes.schema import DataSpec, Recipe, RoleSpec, StageSpec
-from limbeck.selection.epochs import SelectedLoader, build_epoch_rule
+from limbeck.recipes.selected import selected_loader
 from limbeck.students.loading import build_model, load_weights
 from limbeck.tasks.base import Task, tasks
 from limbeck.teachers.live import FrozenTeacher
@@ -105,9 +105,10 @@ def build_data(
     common: dict[str, Any] = {"normalize": spec.normalize, "workers": train_settings.workers}
     ranks: dict[str, Any] = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     apart = None
+    check_holdout(spec)
     if spec.holdout:
         kept_out = hold_out(train, spec.holdout, "held", purpose="holdout")
-        train = hold_out(train, spec.holdout, "rest", purpose="holdout")
+        train = kept_out if spec.train_on == "holdout" else hold_out(train, spec.holdout, "rest", purpose="holdout")
         size = min(train_settings.batch_size, len(kept_out))
         apart = Loader(kept_out, (), batch_size=size, seed=seed, normalize=spec.normalize, **ranks)
     if spec.labelled is not None:
@@ -123,6 +124,16 @@ def build_data(
     )  # fmt: skip
     held_loader = Loader(held, (), batch_size=max(256, train_settings.batch_size), seed=seed, shuffle=False, **common)
     return StageData(train, held, split, loader, held_loader, apart)
+
+
+def check_holdout(spec: DataSpec) -> None:
+    """Refuses to train on what is kept out where nothing is.
+
+    Raises:
+        RecipeError: says what is missing.
+    """
+    if spec.train_on == "holdout" and not spec.holdout:
+        raise RecipeError("data.train_on: holdout needs a part of the data that is kept out, `data: {holdout: 0.1}`")
 
 
 def _asked_about(source: Source, spec: DataSpec) -> Source:
@@ -205,18 +216,18 @@ def build_stage(
             "a cached teacher knows the samples as the augmentation leaves them, but a transform changes them further; "
             "use a live teacher with this transform"
         )
+    watched = _language().watched_teacher(recipe, roles) if text else None
     torch.manual_seed(streams.torch_seed(recipe.seed, f"train/{spec.name}"))
     stage = Stage(
         method=method,
         roles=roles,
         task=task,
-        loader=_selected(spec, data, task, recipe.seed),
+        loader=selected_loader(spec, method, data, task, roles, recipe.seed, folder),
         settings=spec.train,
         weights=weights,
         transforms=changes,
         labels=data.train.labels(),
         num_classes=data.train.info.num_classes or None,
-    watched = _language().watched_teacher(recipe, roles) if text else None
         evaluate=lambda student: quick_look(student, data, task, watched),
         folder=folder,
         name=spec.name,
@@ -304,15 +315,6 @@ def build_cached_role(
     return teacher, data.loader, sorted(method.needs.roles.get(role, frozenset()) - {"logits"})
 
 
-def _selected(spec: StageSpec, data: StageData, task: Task, seed: int) -> Loader | SelectedLoader:
-    """Returns the training batches, of the samples that the recipe's selection chooses where it has one."""
-    if spec.selection is None:
-        return data.loader
-    plain = Loader(data.train, (), batch_size=256, shuffle=False, normalize=spec.data.normalize)
-    rule = build_epoch_rule(spec.selection)
-    return SelectedLoader(data.loader, plain, rule, task, epochs=spec.train.epochs, seed=seed)
-
-
 def accuracy_on(student: nn.Module, loader: Loader, task: Task) -> float:
     """Returns a student's top-1 accuracy."""
     found = predict({"student": student}, loader, task)
@@ -379,9 +381,10 @@ class RoleBuilder:
                 f"{suggest(str(spec.from_stage), stages)}"
             )
         origin = stages[spec.from_stage].roles.get("student")
-        if origin is None or origin.model is None:
+        if origin is None or (origin.model is None and origin.from_role is None):
             raise RecipeError(f"the stage '{spec.from_stage}' has no student model to take")
-        model = self._model("student", origin)
+        model = self._model("student", origin) if origin.model is not None else self.build("student", origin).model
+        assert model is not None
         self.earlier(spec.from_stage, model)
         return model
 

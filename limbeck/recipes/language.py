@@ -44,26 +44,36 @@ def build_text(spec: DataSpec, stage: StageSpec, seed: int, *, shuffle: bool = T
         LimbeckError: the data or its tokenizer cannot be had, or an option is wrong.
     """
     _refuse_pictures(spec)
+    check_holdout(spec)
     options, reader = divide_options(spec.options)
     tokenizer = load_tokenizer(options.tokenizer or _tokenizer_of(stage))
     where: dict[str, Any] = {"name": spec.name, **reader}
     if spec.path is not None:
         where["path"] = spec.path
-    shared: dict[str, Any] = {**options.rows, "validation": spec.validation, "limit": spec.limit}
+    shared: dict[str, Any] = {
+        **options.rows, "validation": spec.validation, "holdout": spec.holdout, "limit": spec.limit,
+    }  # fmt: skip
+    whole = {**shared, "packed": False}
     split = "validation" if spec.validation else "test"
-    train = load_text(where, tokenizer, split="train", **shared)
-    held = load_text(where, tokenizer, split=split, **{**shared, "packed": False})  # type: ignore[arg-type]
+    trained_on: Any = "holdout" if spec.train_on == "holdout" else "train"
+    train = load_text(where, tokenizer, split=trained_on, **shared)
+    held = load_text(where, tokenizer, split=split, **whole)  # type: ignore[arg-type]
+    ranks: dict[str, int] = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     loader = TextLoader(
         train,
         batch_size=stage.train.batch_size,
         seed=seed,
         shuffle=shuffle,
         fixed_length=stage.train.compile,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
+        **ranks,
     )
-    held_loader = TextLoader(held, batch_size=max(stage.train.batch_size, _HELD_ROWS), seed=seed, shuffle=False)
-    return StageData(train, held, split, loader, held_loader)  # type: ignore[arg-type]
+    size = max(stage.train.batch_size, _HELD_ROWS)
+    held_loader = TextLoader(held, batch_size=size, seed=seed, shuffle=False)
+    apart = None
+    if spec.holdout:
+        kept_out = load_text(where, tokenizer, split="holdout", **whole)
+        apart = TextLoader(kept_out, batch_size=size, seed=seed, shuffle=False)
+    return StageData(train, held, split, loader, held_loader, apart)  # type: ignore[arg-type]
 
 
 def _refuse_pictures(spec: DataSpec) -> None:

@@ -89,6 +89,9 @@ class DataSpec(_Strict):
     holdout: Fraction = Field(
         0.0, description="part of the training data kept out, for methods that judge the student while it trains"
     )
+    train_on: Literal["rest", "holdout"] = Field(
+        "rest", description="holdout: train on what `holdout` keeps out, for a model that is to judge the rest"
+    )
     labelled: Count | Fraction | None = Field(
         None,
         description="keep the labels of so many training samples, or of such a part; the others are unlabelled, for "
@@ -128,7 +131,9 @@ class StageSpec(_Strict):
     )
     transforms: tuple[str | dict[str, Any], ...] = Field((), description="batch -> batch, in order")
     selection: str | dict[str, Any] | None = Field(
-        None, description="which training samples an epoch shows, chosen before each by what the models say of them"
+        None,
+        description="a selector of what is trained on, by what the models say of it: samples before every epoch, rows "
+        "of text before the first step, or a mixture of domains; the method's own when absent",
     )
     train: TrainSettings = Field(default_factory=TrainSettings, description="optimisation")
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from limbeck.functional.web_images import confident_samples, teacher_share
+from limbeck.functional.web_images import Confident, confident_samples, teacher_share
 from limbeck.hyperparameters import Fraction
-from limbeck.selection.epochs import EpochRule, epoch_rule
+from limbeck.selection.base import Choice, PoolSignals, Selector, selector
 
 _PUBLISHED_EPOCHS = 240
 
 
-@epoch_rule(
+@selector(
     "confident",
     title="Distribution Shift Matters for Knowledge Distillation with Webly Collected Images",
     authors="Jialiang Tang and Shuo Chen and Gang Niu and Masashi Sugiyama and Chen Gong",
     paper="2307.11469",
     year=2023,
 )
-class ConfidentSamples(EpochRule):
+class ConfidentSamples(Selector):
     """Shows the samples of a pool that fit the teacher's task (KD^3, https://arxiv.org/abs/2307.11469).
 
     The logits of both models are mixed, the teacher's at first and the student's alone from the middle of the run on,
@@ -29,12 +29,20 @@ class ConfidentSamples(EpochRule):
         cutoff: threshold of the class that is predicted most.
     """
 
+    counted = False
+    roles = ("student", "teacher")
+
     def __init__(self, *, cutoff: Fraction = 0.95) -> None:
-        super().__init__()
         self.cutoff = cutoff
 
-    def __call__(self, student_logits: Tensor, teacher_logits: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-        """Returns which samples are shown, and the confidence in each."""
-        share = teacher_share(fraction * _PUBLISHED_EPOCHS)
-        found = confident_samples(student_logits, teacher_logits, share=share, cutoff=self.cutoff)
-        return found.selected, found.confidence
+    def scores(self, pool: PoolSignals) -> Tensor:
+        """Returns the confidence in each sample."""
+        return self._found(pool).confidence
+
+    def choose(self, scores: Tensor, pool: PoolSignals, count: int | None = None) -> Choice:
+        """Returns the samples whose confidence exceeds the threshold of their class."""
+        return Choice(scores, self._found(pool).selected)
+
+    def _found(self, pool: PoolSignals) -> Confident:
+        share = teacher_share(pool.fraction * _PUBLISHED_EPOCHS)
+        return confident_samples(pool.given("logits"), pool.given("teacher_logits"), share=share, cutoff=self.cutoff)

@@ -6,8 +6,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from limbeck.functional.selection import k_center_greedy
-from limbeck.selection.base import PoolSignals, Selector, selector
+from limbeck.functional.selection import k_center_greedy, uncovered
+from limbeck.selection.base import Choice, PoolSignals, Selector, selector
 
 
 @selector(
@@ -30,6 +30,12 @@ class PCoreSet(Selector):
     def __init__(self, *, metric: Literal["euclidean", "cosine"] = "euclidean") -> None:
         self.metric: Literal["euclidean", "cosine"] = metric
 
-    def __call__(self, pool: PoolSignals, count: int) -> Tensor:
-        """Returns ``count`` positions, the farthest first."""
-        return k_center_greedy(pool.logits.softmax(1), pool.labelled.softmax(1), count, metric=self.metric).picked
+    def scores(self, pool: PoolSignals) -> Tensor:
+        """Returns how far each sample is from the labelled ones."""
+        return uncovered(pool.given("logits").softmax(1), pool.given("labelled").softmax(1), metric=self.metric)
+
+    def choose(self, scores: Tensor, pool: PoolSignals, count: int | None = None) -> Choice:
+        """Returns ``count`` samples, the farthest from all before it first."""
+        points = pool.given("logits").softmax(1)
+        cover = k_center_greedy(points, pool.given("labelled").softmax(1), count or 0, metric=self.metric)
+        return Choice.of(scores, cover.picked)

@@ -11,7 +11,7 @@ from torch import Tensor
 from limbeck.errors import NeedsError
 from limbeck.functional.selection import robust_distribution, sample_without_replacement, uncertainty
 from limbeck.hyperparameters import Fraction, NonNegative
-from limbeck.selection.base import PoolSignals, Selector, selector
+from limbeck.selection.base import Choice, PoolSignals, Selector, selector
 from limbeck.selection.uncertain import chance
 
 
@@ -46,8 +46,12 @@ class RobustActiveDistillation(Selector):
         self.gain: Literal["margin", "entropy", "confidence"] = gain
         self.teacher_accuracy, self.wrong_cost = teacher_accuracy, wrong_cost
 
-    def __call__(self, pool: PoolSignals, count: int) -> Tensor:
-        """Returns ``count`` positions.
+    def scores(self, pool: PoolSignals) -> Tensor:
+        """Returns how much a right answer would bring."""
+        return uncertainty(pool.given("logits").double(), gain=self.gain)
+
+    def choose(self, scores: Tensor, pool: PoolSignals, count: int | None = None) -> Choice:
+        """Returns ``count`` samples, in the order in which they were drawn.
 
         Raises:
             NeedsError: nothing is known of the teacher's accuracy.
@@ -57,9 +61,9 @@ class RobustActiveDistillation(Selector):
             raise NeedsError(
                 "rad needs to know how often the teacher is right; write `{name: rad, teacher_accuracy: 0.9}`"
             )
-        gains = uncertainty(pool.logits.double(), gain=self.gain)
-        game = robust_distribution(gains, incorrect=round((1 - accuracy) * len(gains)), wrong_cost=self.wrong_cost)
+        game = robust_distribution(scores, incorrect=round((1 - accuracy) * len(scores)), wrong_cost=self.wrong_cost)
         if not game.value > 0:
-            warnings.warn("the teacher may be wrong on every sample worth asking about; drawing evenly", stacklevel=2)
+            warnings.warn("the teacher may be wrong on every sample worth asking about; drawing evenly", stacklevel=3)
         uniform = chance(pool, "rad").to(torch.float64)
-        return sample_without_replacement(game.distribution, count, uniform, fallback=gains)
+        drawn = sample_without_replacement(game.distribution, count or 0, uniform, fallback=scores)
+        return Choice.of(scores, drawn)

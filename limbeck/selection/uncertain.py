@@ -10,12 +10,12 @@ from torch import Tensor
 
 from limbeck import streams
 from limbeck.functional.selection import uncertainty
-from limbeck.selection.base import PoolSignals, Selector, selector
+from limbeck.selection.base import Choice, PoolSignals, Selector, selector
 
 
 def chance(pool: PoolSignals, purpose: str) -> Tensor:
     """Returns ``[N]`` uniform numbers in [0, 1) that depend on (seed, purpose, round, sample) alone."""
-    numbers = streams.uniform(pool.seed, f"select/{purpose}", pool.round, pool.index.numpy(), 1)[:, 0]
+    numbers = streams.uniform(pool.seed, f"select/{purpose}", pool.round, pool.given("index").numpy(), 1)[:, 0]
     return torch.from_numpy(np.ascontiguousarray(numbers))
 
 
@@ -23,9 +23,9 @@ def chance(pool: PoolSignals, purpose: str) -> Tensor:
 class RandomSelector(Selector):
     """Picks by chance, each sample of the pool with the same probability."""
 
-    def __call__(self, pool: PoolSignals, count: int) -> Tensor:
-        """Returns ``count`` positions."""
-        return chance(pool, "random").argsort(stable=True)[:count]
+    def scores(self, pool: PoolSignals) -> Tensor:
+        """Returns numbers by chance."""
+        return -chance(pool, "random")
 
 
 @selector(
@@ -45,25 +45,30 @@ class UncertaintySelector(Selector):
     def __init__(self, *, gain: Literal["margin", "entropy", "confidence"] = "entropy") -> None:
         self.gain: Literal["margin", "entropy", "confidence"] = gain
 
-    def __call__(self, pool: PoolSignals, count: int) -> Tensor:
-        """Returns ``count`` positions, the least certain first."""
-        return uncertainty(pool.logits, gain=self.gain).argsort(stable=True, descending=True)[:count]
+    def scores(self, pool: PoolSignals) -> Tensor:
+        """Returns how little the student is certain of each sample."""
+        return uncertainty(pool.given("logits"), gain=self.gain)
 
 
 @selector("class_balanced", title="Samples of the classes that have the fewest labels")
 class ClassBalancedSelector(Selector):
     """Picks by chance within predicted classes, one after the other from the class with the fewest labels so far."""
 
-    def __call__(self, pool: PoolSignals, count: int) -> Tensor:
-        """Returns ``count`` positions."""
-        classes = pool.logits.shape[1]
-        have = torch.bincount(pool.labels, minlength=classes)
-        predicted, order = pool.logits.argmax(1), chance(pool, "class_balanced").argsort(stable=True)
+    def scores(self, pool: PoolSignals) -> Tensor:
+        """Returns numbers by chance: the order within a class."""
+        return -chance(pool, "class_balanced")
+
+    def choose(self, scores: Tensor, pool: PoolSignals, count: int | None = None) -> Choice:
+        """Returns ``count`` samples, each of the predicted class that had the fewest labels when it was taken."""
+        logits = pool.given("logits")
+        classes = logits.shape[1]
+        have = torch.bincount(pool.given("labels"), minlength=classes)
+        predicted, order = logits.argmax(1), scores.argsort(stable=True, descending=True)
         waiting = [[int(i) for i in order if int(predicted[i]) == c] for c in range(classes)]
         chosen: list[int] = []
-        for _ in range(count):
+        for _ in range(count or 0):
             ready = [c for c in range(classes) if waiting[c]]
             scarce = min(ready, key=lambda c: int(have[c]))
             chosen.append(waiting[scarce].pop(0))
             have[scarce] += 1
-        return torch.tensor(chosen)
+        return Choice.of(scores, torch.tensor(chosen, dtype=torch.int64))

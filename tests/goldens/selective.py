@@ -13,13 +13,14 @@ from goldens.sequence import term, token_batch
 from limbeck.functional.divergence_registry import divergence
 from limbeck.functional.plackett_luce import plackett_luce
 from limbeck.functional.privacy import exposure, swing_target
-from limbeck.functional.sequences import entropy, next_tokens, opening, sequence_means, spread_hits, top_fraction
+from limbeck.functional.sequences import entropy, next_tokens, sequence_means, spread_hits
 from limbeck.methods.base import build_method
 from limbeck.methods.sequence.distillm2 import DistiLLM2
 from limbeck.methods.sequence.opsd import OPSD
 from limbeck.methods.sequence.swing import Swing
 from limbeck.methods.sequence.tsd_kd import TSDKD
 from limbeck.schedules import Progress, weight_at
+from limbeck.selection import PoolSignals
 from limbeck.signals import Batch, Signals, as_term
 
 
@@ -46,6 +47,7 @@ def tsd_kd(case: Case) -> dict[str, Tensor]:
     parts = {name: as_term(terms[name]).mean() for name in ("ranking", "jsd", "entropy")}
     loss = total(method, terms)
     ours, theirs = entropy(student.detach()), entropy(teacher)
+    tokens = PoolSignals(entropy={"student": ours, "teacher": theirs}, mask=mask)
     candidates, order = method.ranked(student, teacher)
     scores = student.detach().gather(-1, candidates)
     tempered = [x / config["jsd_temperature"] for x in (teacher, student.detach())]
@@ -55,13 +57,13 @@ def tsd_kd(case: Case) -> dict[str, Tensor]:
     return {
         "out.student_entropy": ours,
         "out.teacher_entropy": theirs,
-        "out.opener": opening(ours, mask, fraction=config["opener_fraction"]).double(),
+        "out.opener": method.opener(tokens).share.double(),
         "out.candidates": candidates,
         "out.teacher_order": order,
         "out.pl_nll": plackett_luce(scores, order, reduction="none"),
-        "out.gate": method.gate(ours, theirs),
+        "out.gate": method.surer(PoolSignals(entropy=tokens.entropy)).share,
         "out.jsd": jsd,
-        "out.high_entropy": top_fraction(ours, mask, fraction=config["em_fraction"]).double(),
+        "out.high_entropy": method.uncertain(tokens).share.double(),
         "out.loss_indirect": parts["ranking"],
         "out.loss_direct": parts["jsd"],
         "out.loss_em": parts["entropy"],

@@ -203,10 +203,13 @@ def test_a_shipped_recipe_trains(name):
     data["data"]["options"] |= {"tokenizer": "bytes", "context": 24}
     data["roles"] = {"teacher": {"model": SHAPE}, "student": {"from": "teacher", "layers": 2}}
     data["train"] |= {"precision": "fp32"}
+    for stage in data.get("stages", ()):
+        stage["roles"]["student"] = {"from": "teacher", "layers": 2}
     loaded = load_recipe(data)
-    stage = build_stage(loaded, loaded.stages[0]).stage
-    before = {key: value.clone() for key, value in stage.learners["student"].state_dict().items()}
-    stage.step = 1
-    stage.rehearse(stage.first_batch())
-    after = stage.learners["student"].state_dict()
-    assert any(not torch.equal(before[key], value) for key, value in after.items())
+    for spec in loaded.stages:
+        stage = build_stage(loaded, spec, earlier=lambda name, model: None).stage
+        before = {key: value.clone() for key, value in stage.learners["student"].state_dict().items()}
+        stage.step = 1
+        stage.rehearse(stage.first_batch())
+        after = stage.learners["student"].state_dict()
+        assert any(not torch.equal(before[key], value) for key, value in after.items())

@@ -10,26 +10,31 @@ from torch import nn
 
 from limbeck.data import as_source
 from limbeck.data.loader import Loader
+from limbeck.data.selected import SelectedLoader
 from limbeck.engine.interruption import Interrupted
 from limbeck.engine.reporter import Reporter
 from limbeck.errors import NeedsError, RecipeError
 from limbeck.recipes.load import load_recipe
 from limbeck.recipes.run import run_recipe
-from limbeck.selection.epochs import EpochRule, SelectedLoader, build_epoch_rule
+from limbeck.selection.base import Choice, Selector, build_selector
 from limbeck.signals import Signals
 from limbeck.tasks.classification import Classification
 
 
-class Brightest(EpochRule):
+class Brightest(Selector):
     """Shows samples whose first score exceeds a limit."""
 
+    counted = False
+
     def __init__(self, limit: float) -> None:
-        super().__init__()
         self.limit, self.asked = limit, []
 
-    def __call__(self, student_logits, teacher_logits, fraction):
-        self.asked.append(fraction)
-        return student_logits[:, 0] > self.limit, student_logits[:, 0]
+    def scores(self, pool):
+        self.asked.append(pool.fraction)
+        return pool.given("logits")[:, 0]
+
+    def choose(self, scores, pool, count=None):
+        return Choice(scores, scores > self.limit)
 
 
 def selected(limit: float, count: int = 10) -> tuple[SelectedLoader, Brightest]:
@@ -79,7 +84,7 @@ def test_who_cannot_be_asked_is_named() -> None:
     with pytest.raises(NeedsError, match="no role 'teacher'"):
         loader.start(lambda: nn.Identity(), {})
     with pytest.raises(RecipeError, match="cutof"):
-        build_epoch_rule({"name": "confident", "cutof": 1})
+        build_selector({"name": "confident", "cutof": 1})
 
 
 RECIPE = {

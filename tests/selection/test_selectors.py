@@ -33,21 +33,32 @@ def pool(**changes) -> PoolSignals:
     return PoolSignals(**{**facts, **changes})
 
 
-@pytest.mark.parametrize("name", list(selectors))
+def picked(name, pool: PoolSignals, count: int) -> torch.Tensor:
+    order = build_selector(name, counted=True)(pool, count).order
+    assert order is not None
+    return order
+
+
+@pytest.mark.parametrize("name", [e.name for e in selectors.entries() if e.part.unit == "samples" and e.part.counted])
 def test_every_selector_picks_distinct_samples_and_the_same_again(name: str) -> None:
-    select = build_selector(name)
-    found = select(pool(), 7)
+    select = build_selector(name, counted=True)
+    choice = select(pool(), 7)
+    found = picked(name, pool(), 7)
+    assert choice.chosen.nonzero().squeeze(1).tolist() == sorted(found.tolist())
+    assert choice.scores.shape == (N,)
     assert len(set(found.tolist())) == 7
     assert found.min() >= 0
     assert found.max() < N
-    assert torch.equal(found, build_selector(name)(pool(), 7))
-    assert sorted(select(pool(), N).tolist()) == list(range(N))
-    assert select(pool(), 3).tolist() == found[:3].tolist() or name == "class_balanced"
+    assert torch.equal(found, picked(name, pool(), 7))
+    assert sorted(picked(name, pool(), N).tolist()) == list(range(N))
+    assert picked(name, pool(), 3).tolist() == found[:3].tolist() or name == "class_balanced"
+    with pytest.raises(NeedsError, match="how many samples"):
+        select(pool())
 
 
 @pytest.mark.parametrize("name", ["random", "rad", "class_balanced"])
 def test_chance_depends_on_seed_and_round(name: str) -> None:
-    drawn = {tuple(build_selector(name)(pool(round=r, seed=s), 6).tolist()) for r in (1, 2) for s in (0, 1)}
+    drawn = {tuple(picked(name, pool(round=r, seed=s), 6).tolist()) for r in (1, 2) for s in (0, 1)}
     assert len(drawn) == 4
 
 
@@ -63,7 +74,7 @@ def brute_force(points: np.ndarray, centers: np.ndarray, count: int) -> list[int
 
 def test_k_center_greedy_against_all_distances_and_its_invariances() -> None:
     signals = pool()
-    points, centers = signals.logits.softmax(1), signals.labelled.softmax(1)
+    points, centers = signals.given("logits").softmax(1), signals.given("labelled").softmax(1)
     cover = k_center_greedy(points, centers, 9)
     assert cover.picked.tolist() == brute_force(points.numpy(), centers.numpy(), 9)
     assert (cover.distance[1:] <= cover.distance[:-1] + 1e-12).all()
@@ -108,14 +119,14 @@ def test_limits_of_the_game() -> None:
     torch.testing.assert_close(hopeless.distribution, torch.full((3,), 1 / 3).double())
     assert float(hopeless.value) <= 0
     with pytest.warns(UserWarning, match="drawing evenly"):
-        build_selector({"name": "rad", "teacher_accuracy": 0.0})(pool(), 3)
+        picked({"name": "rad", "teacher_accuracy": 0.0}, pool(), 3)
     with pytest.raises(NeedsError, match="teacher_accuracy"):
-        build_selector("rad")(pool(teacher_accuracy=None), 3)
+        picked("rad", pool(teacher_accuracy=None), 3)
 
 
 def test_rad_with_a_perfect_teacher_starts_with_the_largest_gain() -> None:
-    found = build_selector({"name": "rad", "teacher_accuracy": 1.0})(pool(), 5)
-    expected = uncertainty(pool().logits, gain="margin").argsort(descending=True)[:5]
+    found = picked({"name": "rad", "teacher_accuracy": 1.0}, pool(), 5)
+    expected = uncertainty(pool().given("logits"), gain="margin").argsort(descending=True)[:5]
     assert torch.equal(found, expected)
 
 
@@ -134,7 +145,7 @@ def test_draws_follow_the_distribution() -> None:
 
 
 def test_gains_against_their_definitions() -> None:
-    logits = pool().logits
+    logits = pool().given("logits")
     p = logits.softmax(1)
     top = p.topk(2, 1).values
     torch.testing.assert_close(uncertainty(logits, gain="margin"), 1 - top[:, 0] + top[:, 1])
@@ -146,8 +157,8 @@ def test_gains_against_their_definitions() -> None:
 
 def test_class_balance_gives_to_the_poorest_class() -> None:
     signals = pool()
-    found = build_selector("class_balanced")(signals, 2)
-    predicted = signals.logits.argmax(1)[found].tolist()
+    found = picked("class_balanced", signals, 2)
+    predicted = signals.given("logits").argmax(1)[found].tolist()
     assert predicted[0] == 3
 
 

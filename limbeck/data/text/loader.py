@@ -60,11 +60,30 @@ class TextLoader:
         self.source = source
         self._batch_size, self._seed, self._shuffle, self._fixed = batch_size, seed, shuffle, fixed_length
         self._rank, self._world_size = rank, world_size
-        smallest = len(source) % batch_size or batch_size
-        if smallest < world_size:
+        self.check_batches(len(source))
+
+    def check_batches(self, rows: int) -> None:
+        """Refuses an epoch of so many rows whose last batch has none for some process.
+
+        Raises:
+            RecipeError: names the batch.
+        """
+        smallest = rows % self._batch_size or self._batch_size
+        if smallest < self._world_size:
             raise RecipeError(
-                f"a batch of {smallest} rows cannot be divided over {world_size} processes; change train.batch_size"
+                f"a batch of {smallest} rows cannot be divided over {self._world_size} processes; change "
+                "train.batch_size"
             )
+
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+        return self._rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return self._world_size
 
     @property
     def batch_size(self) -> int:
@@ -83,8 +102,11 @@ class TextLoader:
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yields the batches of an epoch from ``start_step`` on: this rank's part of each."""
-        order = self.order(epoch)
-        for step in range(start_step, self.steps_per_epoch):
+        yield from self.in_order(self.order(epoch), epoch, start_step)
+
+    def in_order(self, order: np.ndarray, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Yields the batches of rows in a given order, from the batch ``start_step`` on: this rank's part of each."""
+        for step in range(start_step, -(-len(order) // self._batch_size)):
             whole = order[step * self._batch_size : (step + 1) * self._batch_size]
             first, last = (len(whole) * r // self._world_size for r in (self._rank, self._rank + 1))
             yield self.batch(whole[first:last], epoch)
@@ -96,6 +118,8 @@ class TextLoader:
         length = self.source.context if self._fixed else _rounded(rows)
         batch = collate(rows, length, pad_id=self.source.tokenizer.pad_id, packed=self.source.packed)
         batch["index"] = torch.from_numpy(numbers)
+        if self.source.domains is not None:
+            batch["domain"] = torch.from_numpy(self.source.domains[numbers])
         batch["epoch"] = epoch
         return batch
 

@@ -20,7 +20,7 @@ from limbeck.errors import DataError, RecipeError
 from limbeck.hyperparameters import Count, validated
 from limbeck.registry import Registry
 
-Split = Literal["train", "test", "validation"]
+Split = Literal["train", "test", "validation", "holdout"]
 TooLong = Literal["cut", "drop", "error"]
 _HASH_RANGE = 2**64
 
@@ -34,12 +34,14 @@ class RawText:
         examples: documents, pairs or conversations of one split, or of all where ``divided`` is false.
         divided: whether the examples are those of the split that was asked for.
         licence: licence and origin.
+        domains: instead of ``examples``, the texts of several domains by name.
     """
 
     name: str
-    examples: Sequence[Example]
+    examples: Sequence[Example] = ()
     divided: bool = False
     licence: str = ""
+    domains: Mapping[str, RawText] | None = None
 
 
 texts: Registry[Callable[..., RawText]] = Registry("text data set", "limbeck.data.text")
@@ -66,6 +68,7 @@ class TextSource:
         packed: several sequences a row, kept apart by position ids and attention.
         licence: licence and origin of the data.
         notes: what was cut or left out, in words.
+        domains: how many of the sequences belong to each domain, in order; None where the data has no domains.
 
     Attributes:
         rows: numbers of the sequences in each row.
@@ -81,6 +84,7 @@ class TextSource:
         packed: bool = False,
         licence: str = "",
         notes: Sequence[str] = (),
+        domains: Mapping[str, int] | None = None,
     ) -> None:
         if not sequences:
             raise DataError(f"the text data '{name}' holds no sequence with a token to predict")
@@ -92,7 +96,18 @@ class TextSource:
         self.info = DataInfo(name, tokenizer.vocabulary, (context,), licence=licence)
         # The last token of a sequence is predicted and never read.
         lengths = [len(s) - 1 for s in self.sequences]
-        self.rows = pack(lengths, context) if packed else [[n] for n in range(len(lengths))]
+        self.domain_names = tuple(domains or ())
+        self.rows: list[list[int]] = []
+        parts: list[np.ndarray] = []
+        first = 0
+        for number, count in enumerate(domains.values() if domains else [len(lengths)]):
+            own = lengths[first : first + count]
+            rows = pack(own, context) if packed else [[n] for n in range(count)]
+            self.rows += [[first + n for n in row] for row in rows]
+            parts.append(np.full(len(rows), number))
+            first += count
+        self.domains = np.concatenate(parts) if domains else None
+        """Number of each row's domain ``[rows]``; None where the data has none."""
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -136,6 +151,7 @@ def load_text(
     too_long: TooLong = "cut",
     test: float = 0.05,
     validation: float = 0.0,
+    holdout: float = 0.0,
     limit: int | Mapping[str, int] | None = None,
 ) -> TextSource:
     """Returns a split of a text data set as rows of tokens.
@@ -147,7 +163,7 @@ def load_text(
     Args:
         spec: ``name`` of a reader and its options.
         tokenizer: the tokenizer.
-        split: ``train``, ``test`` or ``validation``.
+        split: ``train``, ``test``, ``validation`` or ``holdout``.
         context: tokens a model sees in one row.
         packed: several short sequences in one row.
         bos: begin documents and prompts with the begin-of-sequence token.
@@ -155,7 +171,10 @@ def load_text(
             dropped, or an ``error``.
         test: part of the sequences held out for tests, where the data has no test split.
         validation: part held out of the training sequences.
-        limit: at most that many training sequences; ``{train: n, test: m}`` limits other splits too.
+        holdout: part of what is then left for training that is kept apart too, for methods that judge the student while
+            it trains and for reference models.
+        limit: at most that many training sequences; ``{train: n, test: m}`` limits other splits too. Of a mixture of
+            domains, so many of all together, as many of each.
 
     Raises:
         UnknownNameError: no reader has that name.
@@ -166,24 +185,59 @@ def load_text(
         raise RecipeError(f"context = {context}: a row needs at least one token")
     options = dict(spec)
     name = str(options.pop("name"))
-    raw = texts[name].part(split="train" if split == "validation" else split, **options)
+    raw = texts[name].part(split="test" if split == "test" else "train", **options)
+    parts = {raw.name: raw} if raw.domains is None else raw.domains
+    count = limit.get(split) if isinstance(limit, Mapping) else limit if split == "train" else None
+    shares = _even_parts(count, len(parts))
+    sequences: dict[str, list[Encoded]] = {}
+    notes: list[str] = []
+    for (domain, part), share in zip(parts.items(), shares):
+        held, said = _sequences(
+            part, tokenizer, split, context=context, bos=bos, too_long=too_long,
+            fractions={"test": test, "validation": validation, "holdout": holdout},
+        )  # fmt: skip
+        sequences[domain] = held[:share]
+        notes += said
+    return TextSource(
+        raw.name,
+        [s for found in sequences.values() for s in found],
+        tokenizer,
+        context=context,
+        packed=packed,
+        licence=raw.licence,
+        notes=notes,
+        domains=None if raw.domains is None else {domain: len(found) for domain, found in sequences.items()},
+    )
+
+
+def _even_parts(count: int | None, parts: int) -> list[int | None]:
+    """Divides a number of sequences over the domains; the first get one more where it does not go in evenly."""
+    if count is None:
+        return [None] * parts
+    if count < parts:
+        raise RecipeError(f"data.limit = {count} leaves some of the {parts} domains without a sequence; raise it")
+    return [count // parts + (number < count % parts) for number in range(parts)]
+
+
+def _sequences(
+    raw: RawText,
+    tokenizer: Tokenizer,
+    split: Split,
+    *,
+    context: int,
+    bos: bool,
+    too_long: TooLong,
+    fractions: Mapping[str, float],
+) -> tuple[list[Encoded], list[str]]:
+    """Returns the sequences of a split of one text, and what was cut or left out of the whole."""
     encoded = [
         (example, encode_example(example, tokenizer, bos=bos, where=f"sample {n} of '{raw.name}'"))
         for n, example in enumerate(raw.examples)
     ]
     whole = [(type(example), piece) for example, found in encoded for piece in _windows(example, found, context)]
     kept, notes = _fitting(whole, raw.name, context, too_long)
-    held = _in_split([k for _, k in kept], raw, split, test, validation, any(len(e) > context + 1 for _, e in encoded))
-    count = limit.get(split) if isinstance(limit, Mapping) else limit if split == "train" else None
-    return TextSource(
-        raw.name,
-        held[:count],
-        tokenizer,
-        context=context,
-        packed=packed,
-        licence=raw.licence,
-        notes=notes,
-    )
+    in_order = any(len(e) > context + 1 for _, e in encoded)
+    return _in_split([k for _, k in kept], raw, split, fractions, in_order), notes
 
 
 def _windows(example: Example, found: Encoded, context: int) -> list[Encoded]:
@@ -221,23 +275,22 @@ def _fitting(
 
 
 def _in_split(
-    sequences: list[Encoded], raw: RawText, split: Split, test: float, validation: float, in_order: bool
+    sequences: list[Encoded], raw: RawText, split: Split, fractions: Mapping[str, float], in_order: bool
 ) -> list[Encoded]:
-    """Returns the sequences of a split."""
-    for part, size in (("test", test), ("validation", validation)):
+    """Returns the sequences of a split: what is held out is taken away for one purpose after the other."""
+    for part, size in fractions.items():
         if not 0 <= size < 1:
             raise RecipeError(f"{part} = {size}: the part held out is at least 0 and below 1")
     rest = sequences
-    if not raw.divided:
-        rest, held = _divided(sequences, test, in_order, "test")
-        if split == "test":
-            return _nonempty(held, raw.name, "test", "raise `test`")
-    elif split == "test":
-        return _nonempty(rest, raw.name, "test", "give it samples")
-    training, held = _divided(rest, validation, in_order, "validation")
-    if split == "validation":
-        return _nonempty(held, raw.name, "validation", "raise `validation`")
-    return _nonempty(training, raw.name, "train", "hold out less")
+    for part, size in fractions.items():
+        if part == "test" and raw.divided:
+            held, fix = rest, "give it samples"
+        else:
+            rest, held = _divided(rest, size, in_order, part)
+            fix = f"raise `{part}`"
+        if split == part:
+            return _nonempty(held, raw.name, split, fix)
+    return _nonempty(rest, raw.name, "train", "hold out less")
 
 
 def _divided(

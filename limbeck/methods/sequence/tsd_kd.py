@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from limbeck.functional.divergence_registry import divergence
 from limbeck.functional.plackett_luce import plackett_luce
-from limbeck.functional.sequences import entropy, opening, sequence_means, top_fraction
+from limbeck.functional.sequences import entropy, sequence_means
 from limbeck.hyperparameters import Count, Fraction, NonNegative, Positive
 from limbeck.methods.base import Needs, register
 from limbeck.methods.sequence.base import DENSE_TARGET, STUDENT, Average, SequenceMethod, target_loss, whole_logits
+from limbeck.selection.base import PoolSignals
+from limbeck.selection.tokens import Opening, SurerTeacher, UncertainTokens
 from limbeck.signals import Batch, Signals, Term, Terms
 
 
@@ -68,8 +69,10 @@ class TSDKD(SequenceMethod):
         super().__init__()
         self.candidates = candidates
         self.divergence = divergence("jsd", beta=beta)
-        self.opening_fraction, self.uncertain_fraction = opening_fraction, uncertain_fraction
-        self.gate_temperature, self.temperature = gate_temperature, temperature
+        self.opener = Opening(fraction=opening_fraction)
+        self.uncertain = UncertainTokens(fraction=uncertain_fraction)
+        self.surer = SurerTeacher(temperature=gate_temperature)
+        self.temperature = temperature
         self.average = average
         self.weights = {"ranking": alpha, "jsd": 1.0, "entropy": 1.0}
 
@@ -79,10 +82,6 @@ class TSDKD(SequenceMethod):
         candidates = student_logits.detach().topk(k, dim=-1).indices
         theirs = teacher_logits.gather(-1, candidates)
         return candidates, theirs.argsort(dim=-1, descending=True, stable=True)
-
-    def gate(self, student_entropy: Tensor, teacher_entropy: Tensor) -> Tensor:
-        """Returns how much each token counts, in (0, 1) and without gradient."""
-        return torch.sigmoid((student_entropy - teacher_entropy).detach() / self.gate_temperature)
 
     def forward(self, batch: Batch, student: Signals, teacher: Signals) -> Terms:
         """Returns ``ranking``, ``jsd`` and ``entropy``."""
@@ -94,12 +93,11 @@ class TSDKD(SequenceMethod):
         seen = Signals(logits=ours)
         loss = target_loss(self.divergence, Signals(logits=theirs), seen, temperature=self.temperature)
         values = self.position_losses(seen, {"jsd": loss}, mask, gradient="backward")["jsd"]
-        chosen = top_fraction(unsure.detach(), mask, fraction=self.uncertain_fraction)
-        opener = opening(unsure.detach(), mask, fraction=self.opening_fraction)
+        tokens = PoolSignals(entropy={"student": unsure.detach(), "teacher": sure}, mask=mask)
         return {
-            "ranking": self._opened(self._ranking(ours, theirs), opener, mask),
-            "jsd": self.averaged(values * self.gate(unsure, sure), mask),
-            "entropy": Term(sequence_means(unsure, chosen), mask.any(-1)),
+            "ranking": self._opened(self._ranking(ours, theirs), self.opener(tokens).chosen, mask),
+            "jsd": self.averaged(values * self.surer(tokens).share, mask),
+            "entropy": Term(sequence_means(unsure, self.uncertain(tokens).chosen), mask.any(-1)),
         }
 
     def _opened(self, values: Tensor, opener: Tensor, mask: Tensor) -> Term:

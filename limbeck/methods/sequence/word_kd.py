@@ -16,6 +16,8 @@ from limbeck.methods.sequence.base import (
     on_policy_rows,
     target_loss,
 )
+from limbeck.methods.sequence.token_choice import TokenChoice, chosen_tokens
+from limbeck.selection.base import build_selector
 from limbeck.signals import Batch, Signals, Term, Terms
 
 
@@ -51,6 +53,8 @@ class WordKD(SequenceMethod):
         scale_by_t2: whether to multiply by the squared temperature.
         sparse: how targets are read of which only the largest classes are known.
         average: ``token_mean`` over all tokens of the batch, or ``sequence_mean`` over sequences of their means.
+        tokens: a selector of tokens by name, or a dict of its ``name`` and options: ``kd`` is then the mean over the
+            tokens that it takes, each with its weight. All tokens when None.
     """
 
     needs = Needs(student={STUDENT}, teacher={TARGET}, batch={"labels", "mask"})
@@ -65,6 +69,7 @@ class WordKD(SequenceMethod):
         scale_by_t2: bool = False,
         sparse: Reading = "tail",
         average: Average = "token_mean",
+        tokens: TokenChoice | None = None,
     ) -> None:
         super().__init__()
         self.divergence = chosen_divergence(divergence)
@@ -72,6 +77,7 @@ class WordKD(SequenceMethod):
         self.scale_by_t2 = scale_by_t2
         self.sparse = sparse
         self.average = average
+        self.tokens = None if tokens is None else build_selector(tokens, "tokens")
         self.weights = {"ce": 1.0 - kd_ratio, "kd": kd_ratio}
 
     def forward(self, batch: Batch, student: Signals, teacher: Signals) -> Terms:
@@ -81,6 +87,10 @@ class WordKD(SequenceMethod):
             self.divergence, teacher, student, temperature=self.temperature, scale_by_t2=self.scale_by_t2,
             reading=self.sparse, labels=labels,
         )  # fmt: skip
-        values = self.position_losses(student, {"ce": LabelLoss(labels), "kd": target}, mask)
+        gradient = "forward" if self.tokens is None else "backward"
+        values = self.position_losses(student, {"ce": LabelLoss(labels), "kd": target}, mask, gradient=gradient)
         ce: Term = self.averaged(values["ce"] * on_policy_rows(batch, mask), mask)
-        return {"ce": ce, "kd": self.averaged(values["kd"], mask)}
+        if self.tokens is None:
+            return {"ce": ce, "kd": self.averaged(values["kd"], mask)}
+        choice = chosen_tokens(self.tokens, {"student": student, "teacher": teacher}, mask)
+        return {"ce": ce, "kd": self.averaged(values["kd"] * choice.share, choice.chosen)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,52 +13,17 @@ from limbeck import streams
 from limbeck.data.loader import Loader
 from limbeck.errors import NeedsError
 from limbeck.modes import evaluation_mode
-from limbeck.registry import Registry
-from limbeck.selection.base import P, build_part, part
+from limbeck.selection.base import PoolSignals, Selector
 from limbeck.signals import Batch, Signals
-from limbeck.tasks.base import Task
+
+if TYPE_CHECKING:
+    from limbeck.tasks.base import Task
 
 Observe = Callable[[Batch], Signals]
 
 
-class EpochRule:
-    """Base of every rule: which samples of a pool an epoch shows."""
-
-    def __init__(self) -> None:
-        """Takes no options."""
-
-    def __call__(self, student_logits: Tensor, teacher_logits: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-        """Returns which samples ``[N]`` are shown, and how much each is wanted should that be too few.
-
-        Args:
-            student_logits: ``[N, C]`` of the deployable student as it is now.
-            teacher_logits: ``[N, C]``.
-            fraction: part of the stage that is done.
-        """
-        raise TypeError(f"{type(self).__name__} does not define __call__(student_logits, teacher_logits, fraction)")
-
-
-epoch_rules: Registry[type[EpochRule]] = Registry("selection", "limbeck.selection")
-
-
-def epoch_rule(name: str, **about: Any) -> Callable[[P], P]:
-    """Returns a decorator that registers an :class:`EpochRule` and checks its options at construction."""
-    return part(epoch_rules, name, **about)
-
-
-def build_epoch_rule(entry: str | Mapping[str, Any]) -> EpochRule:
-    """Returns the rule of a recipe's ``selection``: a name, or a mapping of ``name`` and options.
-
-    Raises:
-        UnknownNameError: no rule has that name; proposes near matches.
-        RecipeError: an option is unknown or out of its range.
-    """
-    built: EpochRule = build_part(epoch_rules, entry)
-    return built
-
-
 class SelectedLoader:
-    """Batches of the samples that a rule chooses before every epoch.
+    """Batches of the samples that a selector chooses before every epoch.
 
     An epoch has as many steps as one over the whole pool; the chosen samples are gone through again and again, each
     time in a new order, until it is over. At least one batch of samples is chosen, those wanted most if need be.
@@ -67,14 +32,16 @@ class SelectedLoader:
     Args:
         loader: gives batches of the pool.
         plain: gives the pool in its own order, without augmentation.
-        rule: chooses.
+        selector: chooses as many as it finds.
         task: how the student is run.
         epochs: epochs of the stage.
         seed: seed of the order.
     """
 
-    def __init__(self, loader: Loader, plain: Loader, rule: EpochRule, task: Task, *, epochs: int, seed: int) -> None:
-        self._loader, self._plain, self._rule, self._task = loader, plain, rule, task
+    def __init__(
+        self, loader: Loader, plain: Loader, selector: Selector, task: Task, *, epochs: int, seed: int
+    ) -> None:
+        self._loader, self._plain, self._selector, self._task = loader, plain, selector, task
         self._epochs, self._seed = epochs, seed
         self._student: Callable[[], nn.Module] | None = None
         self._teacher: Observe | None = None
@@ -123,10 +90,14 @@ class SelectedLoader:
                 ):
                     assert signals.logits is not None
                     logits.append(signals.logits.float().cpu())
-        flags, wanted = self._rule(torch.cat(said[0]), torch.cat(said[1]), epoch / max(self._epochs, 1))
-        least = min(self._loader.batch_size, len(flags))
+        pool = PoolSignals(
+            logits=torch.cat(said[0]), teacher_logits=torch.cat(said[1]), fraction=epoch / max(self._epochs, 1)
+        )
+        choice = self._selector(pool)
+        flags, least = choice.chosen, min(self._loader.batch_size, len(choice.chosen))
         if int(flags.sum()) < least:
-            flags = torch.zeros_like(flags).index_fill(0, wanted.argsort(descending=True, stable=True)[:least], True)
+            order = choice.scores.argsort(descending=True, stable=True)[:least]
+            flags = torch.zeros_like(flags).index_fill(0, order, True)
         self._epoch, self.chosen = epoch, flags.nonzero().squeeze(1)
 
     def state_dict(self) -> dict[str, Any]:
