@@ -12,18 +12,19 @@ import torch
 from torch import nn
 
 from limbeck import streams
-from limbeck.data.text import TextLoader, TextSource, load_text, load_tokenizer
+from limbeck.data.text import TextLoader, TextSource, Tokenizer, load_text, load_tokenizer
 from limbeck.data.text.source import divide_options
 from limbeck.engine import distributed
 from limbeck.engine.reporter import Reporter
 from limbeck.engine.roles import Role
+from limbeck.engine.run_folder import RunFolder, epoch_records
 from limbeck.errors import RecipeError, UnknownNameError, suggest
 from limbeck.evaluate.teacher_hacking import HackingWatch
 from limbeck.recipes.build import RoleBuilder, StageData, check_holdout, make_task
 from limbeck.recipes.cutting import cut_student, trimmed_model, wanted_vocabulary, with_fewer_tokens
 from limbeck.recipes.method_section import make_method
 from limbeck.recipes.schema import DataSpec, Recipe, RoleSpec, StageSpec
-from limbeck.students.language import adapted, build_language_model, keep_layers, known_language_model
+from limbeck.students.language import build_language_model, known_language_model
 from limbeck.students.loading import load_weights
 from limbeck.teachers.live import FrozenTeacher
 
@@ -57,6 +58,10 @@ def build_text(spec: DataSpec, stage: StageSpec, seed: int, *, shuffle: bool = T
     split = "validation" if spec.validation else "test"
     trained_on: Any = "holdout" if spec.train_on == "holdout" else "train"
     train = load_text(where, tokenizer, split=trained_on, **shared)
+    train = with_fewer_tokens(
+        train, wanted_vocabulary(stage), lambda fewer: load_text(where, fewer, split=trained_on, **shared)
+    )
+    tokenizer = train.tokenizer
     held = load_text(where, tokenizer, split=split, **whole)  # type: ignore[arg-type]
     ranks: dict[str, int] = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     loader = TextLoader(
@@ -134,12 +139,10 @@ class LanguageRoles(RoleBuilder):
             )
         else:
             _known_origin(name, spec.from_role, self.stage.roles)
-            whole = self._language_model(name, spec.from_role)
-        layers = list(spec.layers) if isinstance(spec.layers, tuple) else spec.layers
-        student = copy.deepcopy(whole) if shared else whole
-        if layers is not None:
-            student = keep_layers(student, layers)
-        student = adapted(student, lora=spec.lora, checkpointing=spec.checkpointing)
+            whole = trimmed_model(self._language_model(name, spec.from_role), self._tokenizer)
+        source = self.data.train
+        assert isinstance(source, TextSource)
+        student = cut_student(copy.deepcopy(whole) if shared else whole, spec, source)
         if spec.weights is not None:
             load_weights(student, spec.weights)
         return student
@@ -149,14 +152,22 @@ class LanguageRoles(RoleBuilder):
         model = self._language_model(name, spec.model)
         if spec.weights is not None:
             load_weights(model, spec.weights)
-        self._made[name] = model
+        self._made[name] = model = trimmed_model(model, self._tokenizer)
         return model
+
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        source = self.data.train
+        assert isinstance(source, TextSource)
+        return source.tokenizer
 
     def _language_model(self, name: str, spec: str | Mapping[str, Any]) -> nn.Module:
         source = self.data.train
         assert isinstance(source, TextSource)
         torch.manual_seed(streams.torch_seed(self.recipe.seed, f"init/{name}"))
-        return build_language_model(spec, vocabulary=source.info.num_classes, context=source.context, trust=self.trust)
+        # Pretrained weights have the rows of the whole tokenizer; they are cut afterwards.
+        whole = source.tokenizer.origin or source.tokenizer
+        return build_language_model(spec, vocabulary=whole.vocabulary, context=source.context, trust=self.trust)
 
     def _cache(self, folder: str) -> Any:
         from limbeck.teachers.cache.sequences import CachedSequences
@@ -228,11 +239,6 @@ def _ends_in_a_model(role: str, roles: Mapping[str, RoleSpec]) -> bool:
     return role not in roles
 
 
-def _known_origin(role: str, origin: str, roles: Mapping[str, RoleSpec]) -> None:
-    try:
-        known_language_model(origin)
-    except UnknownNameError as error:
-        raise RecipeError(f"roles.{role}.from names no role and no model. {suggest(origin, roles)} {error}") from None
 def watched_teacher(recipe: Recipe, roles: Mapping[str, Role]) -> nn.Module | None:
     """Returns the live teacher whose distance is to be logged after every epoch; None where nobody asked for it."""
     wanted = {entry if isinstance(entry, str) else entry.get("name") for entry in recipe.evaluate}
@@ -247,3 +253,8 @@ def watching(reporter: Reporter, folder: RunFolder | None) -> Reporter:
     return HackingWatch(reporter, lambda: [] if folder is None else epoch_records(folder.path))
 
 
+def _known_origin(role: str, origin: str, roles: Mapping[str, RoleSpec]) -> None:
+    try:
+        known_language_model(origin)
+    except UnknownNameError as error:
+        raise RecipeError(f"roles.{role}.from names no role and no model. {suggest(origin, roles)} {error}") from None

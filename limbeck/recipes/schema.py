@@ -44,6 +44,19 @@ class RoleSpec(_Strict):
     layers: Count | tuple[WholeNumber, ...] | None = Field(
         None, description="blocks that the copy keeps: how many, evenly spaced, or which"
     )
+    scored: Literal["block_influence", "loss_increase"] | None = Field(
+        None, description="keep the blocks that matter most on the training text by this score, not evenly spaced ones"
+    )
+    scored_rows: Count = Field(16, description="rows of the training text on which parts are scored")
+    heads: Count | None = Field(None, description="attention heads that the copy keeps, the most active ones")
+    kv_heads: Count | None = Field(None, description="heads of keys and values that the copy keeps")
+    inner: Count | None = Field(None, description="feed-forward neurons that the copy keeps, the most active ones")
+    width: Count | None = Field(None, description="hidden channels that the copy keeps, the most active ones")
+    vocabulary: Literal["seen"] | Count | None = Field(
+        None,
+        description="tokens that the whole stage keeps, the teacher included: those seen in the training text, or at "
+        "most so many of them",
+    )
     lora: dict[str, Any] | None = Field(None, description="low-rank adapters on the copy, whose own weights are frozen")
     checkpointing: bool = Field(False, description="the copy recomputes activations in the backward pass")
     remote: dict[str, Any] | None = Field(None, description="a server that speaks the OpenAI protocol")
@@ -67,10 +80,12 @@ class RoleSpec(_Strict):
             )
         if self.weights is not None and self.model is None and self.from_role is None:
             raise ValueError("weights belong to a model")
-        if self.from_role is None and (self.layers is not None or self.lora is not None or self.checkpointing):
+        of_copies = ("layers", "scored", "heads", "kv_heads", "inner", "width", "vocabulary", "lora")
+        given = [key for key in of_copies if getattr(self, key) is not None] + ["checkpointing"] * self.checkpointing
+        if self.from_role is None and given:
             raise ValueError(
-                "layers, lora and checkpointing of a role belong to a copy (from: ...); a model takes them among its "
-                "own options, {name: ..., layers: ...}"
+                f"{', '.join(given)} of a role belong to a copy (from: ...); a model takes layers, lora and "
+                "checkpointing among its own options, {name: ..., layers: ...}"
             )
         return self
 

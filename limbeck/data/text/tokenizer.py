@@ -20,16 +20,22 @@ class Tokenizer:
     Args:
         backend: a ``PreTrainedTokenizerFast``.
         name: what it was asked for.
+        origin: the tokenizer of which this one is a part; None where it is whole.
+        kept: the ids that its tokens have in ``origin``, in order.
 
     Raises:
         DataError: the tokenizer is a slow one, which cannot tell where in the text a token lies.
     """
 
-    def __init__(self, backend: Any, name: str = "") -> None:
+    def __init__(
+        self, backend: Any, name: str = "", *, origin: Tokenizer | None = None, kept: Sequence[int] = ()
+    ) -> None:
         if not getattr(backend, "is_fast", False):
             raise DataError(f"the tokenizer '{name}' is a slow one; use its fast version (tokenizer.json)")
         self.backend = backend
         self.name = name
+        self.origin = origin
+        self.kept = tuple(kept)
 
     @cached_property
     def vocabulary(self) -> int:
