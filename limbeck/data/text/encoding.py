@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -23,11 +25,13 @@ class Encoded:
         ids: ``[n]`` int64.
         learn: ``[n]`` bool, which tokens are to be predicted; the first never counts, since nothing predicts it.
         prompt: number of tokens before the first that belongs to a completion; 0 for documents.
+        record: what the line of data says beside its text; no part of the sequence's key.
     """
 
     ids: np.ndarray
     learn: np.ndarray
     prompt: int = 0
+    record: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -43,7 +47,7 @@ class Encoded:
 
     def cut(self, length: int) -> Encoded:
         """Returns the first ``length`` tokens."""
-        return Encoded(self.ids[:length], self.learn[:length], min(self.prompt, length))
+        return Encoded(self.ids[:length], self.learn[:length], min(self.prompt, length), self.record)
 
 
 def encode_example(example: Example, tokenizer: Tokenizer, *, bos: bool = False, where: str = "a sample") -> Encoded:
@@ -71,7 +75,7 @@ def encode_example(example: Example, tokenizer: Tokenizer, *, bos: bool = False,
     assert isinstance(example, Pair)
     prompt = [*start, *tokenizer.encode(example.prompt)]
     ids = [*prompt, *tokenizer.encode(example.completion), tokenizer.eos_id]
-    return Encoded(np.array(ids, np.int64), np.arange(len(ids)) >= len(prompt), len(prompt))
+    return Encoded(np.array(ids, np.int64), np.arange(len(ids)) >= len(prompt), len(prompt), example.record)
 
 
 def _encode_chat(chat: Chat, tokenizer: Tokenizer, where: str) -> Encoded:
@@ -91,7 +95,7 @@ def _encode_chat(chat: Chat, tokenizer: Tokenizer, where: str) -> Encoded:
     first = np.flatnonzero(learn)
     if not len(first):
         raise DataError(f"{where}: the chat template leaves nothing of the assistant's turns to learn")
-    return Encoded(ids, learn, int(first[0]))
+    return Encoded(ids, learn, int(first[0]), chat.record)
 
 
 def _from_message(chat: Chat, messages: list[dict[str, str]], tokenizer: Tokenizer, where: str) -> np.ndarray | bool:

@@ -7,7 +7,7 @@ import gzip
 import json
 import lzma
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,10 +26,17 @@ class Document:
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt, which is given, and its completion, which is to be learnt."""
+    """A prompt, which is given, and its completion, which is to be learnt.
+
+    Attributes:
+        prompt: the prompt.
+        completion: the completion.
+        record: every column of the line of data, such as the ``answer`` that a reward compares.
+    """
 
     prompt: str
     completion: str
+    record: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -39,10 +46,12 @@ class Chat:
     Attributes:
         messages: the turns.
         learn_from: number of the first message that may be learnt; those before are given.
+        record: every column of the line of data.
     """
 
     messages: tuple[tuple[str, str], ...]
     learn_from: int = 0
+    record: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def as_dicts(self) -> list[dict[str, str]]:
         """Returns the messages as a chat template takes them."""
@@ -63,9 +72,9 @@ def as_example(record: Mapping[str, Any], where: str) -> Example:
         Pair(prompt='2 + 2 =', completion=' 4')
     """
     if "messages" in record:
-        return Chat(turns_of(record["messages"], where, answered=True))
+        return Chat(turns_of(record["messages"], where, answered=True), record=record)
     if "prompt" in record or "completion" in record:
-        return Pair(text_of(record, "prompt", where), text_of(record, "completion", where))
+        return Pair(text_of(record, "prompt", where), text_of(record, "completion", where), record)
     if "text" in record:
         return Document(text_of(record, "text", where))
     raise DataError(

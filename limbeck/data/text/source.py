@@ -118,6 +118,11 @@ class TextSource:
         """Number of tokens to predict in one epoch."""
         return sum(s.targets for s in self.sequences)
 
+    @property
+    def records(self) -> list[Mapping[str, Any]]:
+        """Every column of the line of data of each row; of rows that hold several sequences that of the first."""
+        return [self.sequences[row[0]].record for row in self.rows]
+
     def labels(self) -> Tensor | None:
         """Nothing: text has no classes."""
         return None
