@@ -33,6 +33,9 @@ class TextLoader:
             rounded up to eight.
         rank: number of this process.
         world_size: number of processes.
+        views: names of the views under which batches hold the rejected answers, where the data are pairs: inputs in
+            ``views``, and ``<view>_labels``, ``<view>_mask`` and ``<view>_completion`` beside them. Both answers to a
+            prompt are one sample, so nothing that divides a batch parts them.
 
     Raises:
         RecipeError: a batch cannot be divided over the ranks.
@@ -56,8 +59,9 @@ class TextLoader:
         fixed_length: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        views: Sequence[str] = (),
     ) -> None:
-        self.source = source
+        self.source, self._views = source, tuple(views) if source.rejected else ()
         self._batch_size, self._seed, self._shuffle, self._fixed = batch_size, seed, shuffle, fixed_length
         self._rank, self._world_size = rank, world_size
         self.check_batches(len(source))
@@ -115,13 +119,23 @@ class TextLoader:
         """Returns the batch of any rows."""
         numbers = np.asarray(index, np.int64)
         rows = [[self.source.sequences[n] for n in self.source.rows[row]] for row in numbers.tolist()]
-        length = self.source.context if self._fixed else _rounded(rows)
-        batch = collate(rows, length, pad_id=self.source.tokenizer.pad_id, packed=self.source.packed)
+        batch = self._collated(rows, packed=self.source.packed)
+        if self._views:
+            beside = self._collated(
+                [[self.source.rejected[n] for n in self.source.rows[row]] for row in numbers.tolist()]
+            )
+            inputs = beside.pop("inputs")
+            batch["views"] = Batch(dict.fromkeys(self._views, inputs))
+            batch |= {f"{view}_{key}": value for view in self._views for key, value in beside.items()}
         batch["index"] = torch.from_numpy(numbers)
         if self.source.domains is not None:
             batch["domain"] = torch.from_numpy(self.source.domains[numbers])
         batch["epoch"] = epoch
         return batch
+
+    def _collated(self, rows: Sequence[Sequence[Encoded]], *, packed: bool = False) -> Batch:
+        length = self.source.context if self._fixed else _rounded(rows)
+        return collate(rows, length, pad_id=self.source.tokenizer.pad_id, packed=packed)
 
 
 def _rounded(rows: Sequence[Sequence[Encoded]]) -> int:

@@ -184,6 +184,20 @@ def encode_pairs(
     return kept, notes
 
 
+def sides_of(rows: Sequence[Encoded | EncodedPair], name: str) -> tuple[list[Encoded], list[Encoded]]:
+    """Returns the sequences of rows, and the answers that they are preferred to; none where the rows are no pairs.
+
+    Raises:
+        DataError: some rows are pairs and some are not.
+    """
+    pairs = [row for row in rows if isinstance(row, EncodedPair)]
+    if not pairs:
+        return [row for row in rows if isinstance(row, Encoded)], []
+    if len(pairs) < len(rows):
+        raise DataError(f"a part of '{name}' holds pairs of answers and another does not; train on them one by one")
+    return [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
+
+
 def _cut(pair: EncodedPair, context: int) -> EncodedPair:
     return EncodedPair(*(side.cut(context + 1) for side in pair))
 

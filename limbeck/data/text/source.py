@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 from torch import Tensor
@@ -15,6 +15,7 @@ from limbeck.data.source import DataInfo
 from limbeck.data.text.encoding import Encoded, encode_example
 from limbeck.data.text.examples import Document, Example
 from limbeck.data.text.packing import pack
+from limbeck.data.text.pairs import EncodedPair, Preference, encode_pairs, holds_pairs, sides_of
 from limbeck.data.text.tokenizer import Tokenizer
 from limbeck.errors import DataError, RecipeError
 from limbeck.hyperparameters import Count, validated
@@ -22,6 +23,7 @@ from limbeck.registry import Registry
 
 Split = Literal["train", "test", "validation", "holdout"]
 TooLong = Literal["cut", "drop", "error"]
+Row = TypeVar("Row", Encoded, EncodedPair)
 _HASH_RANGE = 2**64
 
 
@@ -31,14 +33,15 @@ class RawText:
 
     Attributes:
         name: the name it was asked for.
-        examples: documents, pairs or conversations of one split, or of all where ``divided`` is false.
+        examples: documents, prompts with completions, conversations, or pairs of answers (all, or none of them), of one
+            split, or of all where ``divided`` is false.
         divided: whether the examples are those of the split that was asked for.
         licence: licence and origin.
         domains: instead of ``examples``, the texts of several domains by name.
     """
 
     name: str
-    examples: Sequence[Example] = ()
+    examples: Sequence[Example] | Sequence[Preference] | Sequence[Example | Preference] = ()
     divided: bool = False
     licence: str = ""
     domains: Mapping[str, RawText] | None = None
@@ -68,6 +71,7 @@ class TextSource:
         packed: several sequences a row, kept apart by position ids and attention.
         licence: licence and origin of the data.
         notes: what was cut or left out, in words.
+        rejected: for each sequence the answer that it is preferred to, where the data are pairs.
         domains: how many of the sequences belong to each domain, in order; None where the data has no domains.
 
     Attributes:
@@ -84,11 +88,19 @@ class TextSource:
         packed: bool = False,
         licence: str = "",
         notes: Sequence[str] = (),
+        rejected: Sequence[Encoded] = (),
         domains: Mapping[str, int] | None = None,
     ) -> None:
         if not sequences:
             raise DataError(f"the text data '{name}' holds no sequence with a token to predict")
+        if rejected and packed:
+            raise RecipeError(
+                f"'{name}' holds pairs of answers, which are not packed; set data.options.packed to false"
+            )
+        if rejected and len(rejected) != len(sequences):
+            raise DataError(f"'{name}' has {len(sequences)} preferred answers, but {len(rejected)} rejected ones")
         self.sequences = tuple(sequences)
+        self.rejected = tuple(rejected)
         self.tokenizer = tokenizer
         self.context = context
         self.packed = packed
@@ -115,8 +127,8 @@ class TextSource:
 
     @property
     def targets(self) -> int:
-        """Number of tokens to predict in one epoch."""
-        return sum(s.targets for s in self.sequences)
+        """Number of tokens to predict in one epoch, those of rejected answers included."""
+        return sum(s.targets for s in (*self.sequences, *self.rejected))
 
     @property
     def records(self) -> list[Mapping[str, Any]]:
@@ -132,17 +144,23 @@ class TextSource:
         """A 64-bit content hash of every sequence ``[N]`` uint64."""
         return np.array([s.key() for s in self.sequences], np.uint64)
 
+    @cached_property
+    def rejected_keys(self) -> np.ndarray:
+        """A 64-bit content hash of every rejected answer ``[N]`` uint64; empty where the data are no pairs."""
+        return np.array([s.key() for s in self.rejected], np.uint64)
+
     def content_hashes(self) -> np.ndarray:
         """A 64-bit hash of every row ``[rows]`` uint64."""
-        keys = self.sequence_keys
+        sides = [self.sequence_keys, self.rejected_keys] if self.rejected else [self.sequence_keys]
         return np.array(
-            [int(fingerprint([keys[row].astype("<u8")])[:16], 16) for row in self.rows],
+            [int(fingerprint([keys[row].astype("<u8") for keys in sides])[:16], 16) for row in self.rows],
             np.uint64,
         )
 
     def fingerprint(self) -> str:
         """A hash of the data: its sequences in order and how they lie in rows."""
-        return fingerprint([self.sequence_keys.astype("<u8"), str(self.rows)])
+        beside = [self.rejected_keys.astype("<u8")] if self.rejected else []
+        return fingerprint([self.sequence_keys.astype("<u8"), str(self.rows), *beside])
 
 
 def load_text(
@@ -194,24 +212,26 @@ def load_text(
     parts = {raw.name: raw} if raw.domains is None else raw.domains
     count = limit.get(split) if isinstance(limit, Mapping) else limit if split == "train" else None
     shares = _even_parts(count, len(parts))
-    sequences: dict[str, list[Encoded]] = {}
+    found: dict[str, list[Encoded] | list[EncodedPair]] = {}
     notes: list[str] = []
     for (domain, part), share in zip(parts.items(), shares):
         held, said = _sequences(
             part, tokenizer, split, context=context, bos=bos, too_long=too_long,
             fractions={"test": test, "validation": validation, "holdout": holdout},
         )  # fmt: skip
-        sequences[domain] = held[:share]
+        found[domain] = held[:share]
         notes += said
+    sequences, rejected = sides_of([row for rows in found.values() for row in rows], raw.name)
     return TextSource(
         raw.name,
-        [s for found in sequences.values() for s in found],
+        sequences,
         tokenizer,
         context=context,
         packed=packed,
         licence=raw.licence,
         notes=notes,
-        domains=None if raw.domains is None else {domain: len(found) for domain, found in sequences.items()},
+        rejected=rejected,
+        domains=None if raw.domains is None else {domain: len(rows) for domain, rows in found.items()},
     )
 
 
@@ -233,11 +253,17 @@ def _sequences(
     bos: bool,
     too_long: TooLong,
     fractions: Mapping[str, float],
-) -> tuple[list[Encoded], list[str]]:
+) -> tuple[list[Encoded] | list[EncodedPair], list[str]]:
     """Returns the sequences of a split of one text, and what was cut or left out of the whole."""
+    if holds_pairs(raw.examples, raw.name):
+        pairs, notes = encode_pairs(
+            cast(Sequence[Preference], raw.examples), tokenizer,
+            name=raw.name, context=context, bos=bos, too_long=too_long,
+        )  # fmt: skip
+        return _in_split(pairs, raw, split, fractions, False), notes
     encoded = [
         (example, encode_example(example, tokenizer, bos=bos, where=f"sample {n} of '{raw.name}'"))
-        for n, example in enumerate(raw.examples)
+        for n, example in enumerate(cast(Sequence[Example], raw.examples))
     ]
     whole = [(type(example), piece) for example, found in encoded for piece in _windows(example, found, context)]
     kept, notes = _fitting(whole, raw.name, context, too_long)
@@ -280,8 +306,8 @@ def _fitting(
 
 
 def _in_split(
-    sequences: list[Encoded], raw: RawText, split: Split, fractions: Mapping[str, float], in_order: bool
-) -> list[Encoded]:
+    sequences: list[Row], raw: RawText, split: Split, fractions: Mapping[str, float], in_order: bool
+) -> list[Row]:
     """Returns the sequences of a split: what is held out is taken away for one purpose after the other."""
     for part, size in fractions.items():
         if not 0 <= size < 1:
@@ -298,9 +324,7 @@ def _in_split(
     return _nonempty(rest, raw.name, "train", "hold out less")
 
 
-def _divided(
-    sequences: list[Encoded], part: float, in_order: bool, purpose: str
-) -> tuple[list[Encoded], list[Encoded]]:
+def _divided(sequences: list[Row], part: float, in_order: bool, purpose: str) -> tuple[list[Row], list[Row]]:
     """Divides in order where windows are neighbours in one text, else by content, so that copies stay together."""
     if not part:
         return sequences, []
@@ -312,7 +336,7 @@ def _divided(
     return [s for s, c in zip(sequences, chosen) if not c], [s for s, c in zip(sequences, chosen) if c]
 
 
-def _nonempty(sequences: list[Encoded], name: str, split: str, fix: str) -> list[Encoded]:
+def _nonempty(sequences: list[Row], name: str, split: str, fix: str) -> list[Row]:
     if not sequences:
         raise DataError(f"the split '{split}' of '{name}' is empty; {fix}")
     return sequences

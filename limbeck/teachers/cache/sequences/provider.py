@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from limbeck.data.text import TextLoader
+from limbeck.data.text import Encoded, TextLoader
 from limbeck.errors import CacheError
 from limbeck.signals import Batch, Hidden, Sampled, Signals, TopK
 from limbeck.teachers.cache.sequences.reader import SequenceReader
@@ -47,7 +49,9 @@ class CachedSequences:
         if teacher is not None:
             asked = teacher if isinstance(teacher, str) else fingerprint(teacher)
             self._compare("teacher", self.header.teacher, asked, "give the teacher that it was written from")
-        self._numbers = self._match()
+        source = loader.source
+        self._numbers = self._match(source.sequences, source.sequence_keys)
+        self._beside = self._match(source.rejected, source.rejected_keys) if source.rejected else None
 
     def fingerprint(self) -> str:
         """Returns the fingerprint of the teacher that the cache was written from."""
@@ -65,26 +69,30 @@ class CachedSequences:
         Raises:
             CacheError: the batch holds other tokens than its rows have, or rows of the cache are corrupt.
         """
-        mask, index = batch["mask"].cpu(), batch["index"].cpu().tolist()
-        sequences = [n for row in index for n in self._loader.source.rows[row]]
-        source = self._loader.source.sequences
-        known = np.concatenate([source[n].ids[1:][source[n].learn[1:]] for n in sequences])
-        if not np.array_equal(known, batch["labels"].cpu()[mask].numpy()):
+        source, rows = self._loader.source, batch["index"].cpu().tolist()
+        signals = self._said(batch, rows, source.sequences, self._numbers)
+        if self._beside is not None and batch.get("views"):
+            views = {v: self._said(batch.of_view(v), rows, source.rejected, self._beside) for v in batch["views"]}
+            signals = replace(signals, views=views)
+        device = batch["index"].device
+        return signals if device.type == "cpu" else signals.map(lambda t: t.to(device, non_blocking=True))
+
+    def _said(self, batch: Batch, rows: list[int], held: Sequence[Encoded], numbers: np.ndarray) -> Signals:
+        mask, labels = batch["mask"].cpu(), batch["labels"].cpu()
+        sequences = [n for row in rows for n in self._loader.source.rows[row]]
+        known = np.concatenate([held[n].ids[1:][held[n].learn[1:]] for n in sequences])
+        if not np.array_equal(known, labels[mask].numpy()):
             raise CacheError(
-                f"{self._cache} knows rows {index[:_NAMED]} with other tokens than the batch has; a transform has "
+                f"{self._cache} knows rows {rows[:_NAMED]} with other tokens than the batch has; a transform has "
                 "changed the text, which needs a live teacher"
             )
-        signals = self.reader.read([int(self._numbers[n]) for n in sequences])
-        placed = _placed(signals, mask)
-        device = batch["index"].device
-        return placed if device.type == "cpu" else placed.map(lambda t: t.to(device, non_blocking=True))
+        return _placed(self.reader.read([int(numbers[n]) for n in sequences]), mask)
 
-    def _match(self) -> np.ndarray:
-        numbers = self.reader.match(self._loader.source.sequence_keys)
+    def _match(self, held: Sequence[Encoded], keys: np.ndarray) -> np.ndarray:
+        numbers = self.reader.match(keys)
         absent = np.flatnonzero(numbers < 0)
         if len(absent):
-            sequence = self._loader.source.sequences[int(absent[0])]
-            text = self._loader.source.tokenizer.decode(sequence.ids[:24].tolist())
+            text = self._loader.source.tokenizer.decode(held[int(absent[0])].ids[:24].tolist())
             raise CacheError(
                 f"{self._cache} lacks {len(absent)} of the {len(numbers)} sequences, the first being number "
                 f"{absent[0]} ('{text}...'). Use the data and the context that it was written for, or write the cache "

@@ -120,11 +120,12 @@ class _Writing:
         self._place, self._folder = place, place.path
         self._source, self._teacher, self._codec = source, teacher, codec
         self._batch_size, self._device, self._progress = batch_size, device, progress
-        # Equal sequences are stored once.
-        keys, first = np.unique(source.sequence_keys, return_index=True)
+        # Equal sequences are stored once; rejected answers are sequences like others.
+        everything = (*source.sequences, *source.rejected)
+        keys, first = np.unique(np.concatenate([source.sequence_keys, source.rejected_keys]), return_index=True)
         order = np.argsort(first)
         self._keys = keys[order]
-        self._sequences = [source.sequences[n] for n in first[order].tolist()]
+        self._sequences = [everything[n] for n in first[order].tolist()]
         self._counts = np.array([s.targets for s in self._sequences], np.uint32)
         self._done = 0
 
