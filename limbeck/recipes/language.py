@@ -70,6 +70,7 @@ def build_text(spec: DataSpec, stage: StageSpec, seed: int, *, shuffle: bool = T
         seed=seed,
         shuffle=shuffle,
         fixed_length=stage.train.compile,
+        views=make_method(stage.method)[0].needs.views,
         **ranks,
     )
     size = max(stage.train.batch_size, _HELD_ROWS)
