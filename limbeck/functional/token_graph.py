@@ -1,40 +1,49 @@
 """Tokens of a whole batch as a graph: who is near whom, which token is which, and how an image's tokens relate.
 
-Student and teacher tokens may differ in width wherever only their own similarities are compared.
+Student and teacher tokens may differ in width wherever only their own similarities are compared. Memory would grow with
+the square of the number of tokens; of many tokens, blocks of rows are recomputed for the backward pass and it stays
+linear.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from limbeck.functional.divergences import kl_of_log_probabilities
 from limbeck.functional.feature_maps import unit_vectors
 from limbeck.functional.precision import full_precision
 from limbeck.functional.reduction import Reduction, check_same_shape, reduce
-from limbeck.functional.relations import pairwise_distances
+
+_BLOCK_ELEMENTS = 1 << 22
+"""Entries of a matrix of all pairs of tokens that are kept at once."""
 
 
 class TokenGraph(NamedTuple):
-    """Every token with its nearest neighbours.
+    """Tokens with their nearest neighbours, all or a block of rows.
 
     Attributes:
-        log_affinity: ``[M, M]`` minus the squared distance over twice the bandwidth.
-        edges: ``[M, M]`` bool, true where the column's token is among the row's nearest.
+        log_affinity: ``[m, M]`` minus the squared distance over twice the bandwidth.
+        edges: ``[m, M]`` bool, true where the column's token is among the row's nearest.
     """
 
     log_affinity: Tensor
     edges: Tensor
 
     def adjacency(self) -> Tensor:
-        """Gaussian affinities ``[M, M]`` in (0, 1] along the edges, 0 elsewhere."""
+        """Gaussian affinities ``[m, M]`` in (0, 1] along the edges, 0 elsewhere."""
         return torch.where(self.edges, self.log_affinity.exp(), self.log_affinity.new_zeros(()))
 
 
 @full_precision
-def token_graph(tokens: Tensor, *, neighbours: int, bandwidth: float | None = None) -> TokenGraph:
+def token_graph(
+    tokens: Tensor, *, neighbours: int, bandwidth: float | Tensor | None = None, rows: slice | None = None
+) -> TokenGraph:
     r"""Joins every token with its nearest ones by Gaussian affinities.
 
     .. math:: A_{ij} = \exp\!\big( -\|x_i - x_j\|^2 / (2 \sigma) \big) \quad \text{if } j \in \mathrm{kNN}(i)
@@ -46,6 +55,7 @@ def token_graph(tokens: Tensor, *, neighbours: int, bandwidth: float | None = No
         neighbours: number of neighbours of each token, less than ``M``.
         bandwidth: :math:`\sigma`; when None, the mean squared distance to a neighbour, a constant, so that the
             affinities do not depend on the scale of the tokens.
+        rows: a block of tokens whose rows alone are returned; all when None.
 
     Raises:
         ValueError: there are too few tokens.
@@ -61,12 +71,94 @@ def token_graph(tokens: Tensor, *, neighbours: int, bandwidth: float | None = No
     """
     if neighbours >= tokens.shape[0]:
         raise ValueError(f"{tokens.shape[0]} tokens have no {neighbours} neighbours each")
-    squared = pairwise_distances(tokens, squared=True)
-    others = squared.detach().clone().fill_diagonal_(torch.inf)
-    nearest, chosen = others.topk(neighbours, dim=1, largest=False)
-    edges = torch.zeros_like(others, dtype=torch.bool).scatter(1, chosen, True)
-    sigma = nearest.mean() if bandwidth is None else squared.new_tensor(bandwidth)
+    block = rows or slice(0, tokens.shape[0])
+    squared, nearest, chosen = _nearest(tokens, block, neighbours)
+    edges = torch.zeros_like(squared, dtype=torch.bool).scatter(1, chosen, True)
+    if bandwidth is None:
+        bandwidth = nearest.mean() if rows is None else neighbour_distance(tokens, neighbours=neighbours)
+    sigma = torch.as_tensor(bandwidth, dtype=squared.dtype, device=squared.device)
     return TokenGraph(-squared / (2 * torch.where(sigma > 0, sigma, torch.ones_like(sigma))), edges)
+
+
+@full_precision
+def neighbour_distance(tokens: Tensor, *, neighbours: int) -> Tensor:
+    """Returns the mean squared distance of tokens ``[M, D]`` to their nearest ones, a constant.
+
+    Example:
+        >>> neighbour_distance(torch.tensor([[0.0], [1.0], [3.0]]), neighbours=1)
+        tensor(2.)
+    """
+    with torch.no_grad():
+        parts = [_nearest(tokens.detach(), block, neighbours)[1].flatten() for block in _blocks(tokens.shape[0])]
+    return torch.cat(parts).mean()
+
+
+def _nearest(tokens: Tensor, block: slice, neighbours: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Squared distances ``[m, M]`` of a block of tokens to all, and those and the numbers of its nearest ones."""
+    # From differences, so that near tokens lose no digits; equal ones have a zero gradient.
+    squared = torch.cdist(tokens[block], tokens, compute_mode="donot_use_mm_for_euclid_dist").square()
+    own = torch.arange(block.start, block.stop, device=tokens.device).unsqueeze(1)
+    nearest, chosen = squared.detach().scatter(1, own, torch.inf).topk(neighbours, dim=1, largest=False)
+    return squared, nearest, chosen
+
+
+def _blocks(count: int) -> list[slice]:
+    """Blocks of rows of a square matrix, small enough to be kept."""
+    size = max(_BLOCK_ELEMENTS // count, 1)
+    return [slice(a, b) for a, b in pairwise([*range(0, count, size), count])]
+
+
+def _by_blocks(values: Callable[[Tensor, slice], Tensor], tokens: Tensor) -> Tensor:
+    """Returns ``values(tokens, rows)`` of all rows ``[M]``; where there are several blocks, each is recomputed."""
+    blocks = _blocks(tokens.shape[0])
+    if len(blocks) == 1:
+        return values(tokens, blocks[0])
+    found: list[Tensor] = [checkpoint(values, tokens, block, use_reentrant=False) for block in blocks]
+    return torch.cat(found)
+
+
+@full_precision
+def neighbourhood_divergence(
+    student_tokens: Tensor,
+    teacher_tokens: Tensor,
+    *,
+    neighbours: int,
+    bandwidth: float | None = None,
+    rows: Literal["adjacency", "neighbours"] = "adjacency",
+    student_first: bool = False,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """KL divergence between the neighbourhoods of each token in the graphs of student and teacher.
+
+    Args:
+        student_tokens: ``[M, Ds]``.
+        teacher_tokens: ``[M, Dt]`` of the same places, constants.
+        neighbours: see :func:`token_graph`.
+        bandwidth: see :func:`token_graph`; each side's own when None.
+        rows: see :func:`graph_divergence`.
+        student_first: see :func:`graph_divergence`.
+        reduction: over the ``M`` tokens.
+
+    Returns:
+        The loss in nats, as :func:`graph_divergence` of both graphs.
+
+    Raises:
+        ValueError: the numbers of tokens differ, or there are too few.
+    """
+    check_same_shape(student_tokens[:, 0], teacher_tokens[:, 0], "tokens of student and teacher")
+    theirs = teacher_tokens.detach()
+    wide = [
+        neighbour_distance(t, neighbours=neighbours) if bandwidth is None else bandwidth
+        for t in (student_tokens, theirs)
+    ]
+
+    def values(tokens: Tensor, block: slice) -> Tensor:
+        graphs = [
+            token_graph(t, neighbours=neighbours, bandwidth=b, rows=block) for t, b in zip((tokens, theirs), wide)
+        ]
+        return graph_divergence(graphs[0], graphs[1], rows=rows, student_first=student_first, reduction="none")
+
+    return reduce(_by_blocks(values, student_tokens), reduction)
 
 
 def graph_divergence(
@@ -134,8 +226,13 @@ def token_contrast(
         tensor(1.3863)
     """
     check_same_shape(student_tokens, teacher_tokens, "projected student tokens and teacher tokens")
-    cosines = unit_vectors(student_tokens) @ unit_vectors(teacher_tokens.detach()).T
-    return reduce(-torch.log_softmax(cosines / temperature, dim=1).diagonal(), reduction)
+    theirs = unit_vectors(teacher_tokens.detach())
+
+    def values(ours: Tensor, block: slice) -> Tensor:
+        scores = torch.log_softmax(ours[block] @ theirs.T / temperature, dim=1)
+        return -scores.diagonal(block.start)
+
+    return reduce(_by_blocks(values, unit_vectors(student_tokens)), reduction)
 
 
 @full_precision

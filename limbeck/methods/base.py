@@ -65,6 +65,8 @@ class Setup:
         num_classes: number of classes, where the task has classes.
         labels: ``[N]`` label of every training sample in dataset order, where the data has labels.
         seed: seed of the run, for streams of random numbers.
+        token_map: ``[V']`` for each token of a teacher with another tokenizer the student's token of the same bytes, -1
+            where there is none; None where both read the same tokens.
     """
 
     signals: Mapping[str, Signals]
@@ -74,6 +76,7 @@ class Setup:
     labels: Tensor | None = None
     seed: int = 0
     batch: Batch | None = None
+    token_map: Tensor | None = None
 
 
 Observers = Mapping[str, Callable[[Batch], Signals]]
@@ -113,6 +116,8 @@ class Method(nn.Module):
     """Whether the loss depends on which samples share a batch: the engine gathers ranks and refuses micro-batches."""
     selection: ClassVar[str | None] = None
     """Name of the selector that chooses the method's training data where a recipe names none."""
+    batch_memory: ClassVar[Literal["linear", "quadratic"]] = "linear"
+    """How the memory of the loss itself, beside that of the models, grows with the samples of a batch."""
     order_dependent: bool = False
     """Whether the loss depends on the order of the samples in a batch."""
     same_channels: ClassVar[bool] = False

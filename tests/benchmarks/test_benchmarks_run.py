@@ -18,7 +18,8 @@ ROWS = {
     "import_time": ("import limbeck", "import torch itself"),
     "memory": ("kd, logits",),
     "cpu_switches": ("channels_last",),
-    "method_overhead": ("kd", "dkd"),
+    "method_overhead": ("kd", "dkd", "mlkd"),
+    "batch_memory": ("crd", "pkt", "rkd"),
 }
 # One process for all, because importing PyTorch takes longer than most of them.
 DRIVER = """
@@ -63,3 +64,19 @@ def test_memory_of_models_that_train_alike_is_alike(said: dict[str, str]) -> Non
     """Not a figure to reach: the bare loop and limbeck hold the same tensors, so the measurement must see that."""
     row = next(line for line in said["memory"].splitlines() if line.startswith("kd"))
     assert 0.5 < float(re.findall(r"\d+\.\d{3}", row)[0]) < 2.0
+
+
+def test_no_loss_needs_more_memory_than_its_method_states(said: dict[str, str]) -> None:
+    rows = [line.split() for line in said["batch_memory"].splitlines() if line.endswith(("met", "missed"))]
+    assert {"cc", "crd", "mlkd", "pkt", "rkd", "sinkd", "sp", "trg"} <= {row[0] for row in rows}
+    assert [row[0] for row in rows if row[-1] == "missed"] == []
+
+
+def test_passes_are_counted_as_the_equations_have_them(said: dict[str, str]) -> None:
+    """Of two views both models are shown, of plain KD one; only the student's keep a graph."""
+    counted = {}
+    for line in said["method_overhead"].splitlines():
+        found = re.match(r"(kd|dkd|mlkd) .*\]\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)", line)
+        if found:
+            counted[found[1]] = [float(number) for number in found.groups()[1:]]
+    assert counted == {"kd": [1, 1, 1], "dkd": [1, 1, 1], "mlkd": [2, 2, 2]}

@@ -8,8 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
+import limbeck.functional.token_graph
 from limbeck.errors import NeedsError, RecipeError
-from limbeck.functional.token_graph import context_difference, graph_divergence, token_contrast, token_graph
+from limbeck.functional.token_graph import (
+    context_difference,
+    graph_divergence,
+    neighbourhood_divergence,
+    token_contrast,
+    token_graph,
+)
 from limbeck.functional.tokens import aligned_tokens, split_tokens, token_map
 from limbeck.methods.base import Setup, build_method
 from limbeck.schedules import Progress
@@ -45,6 +52,23 @@ def test_the_default_bandwidth_ignores_scale() -> None:
     tokens = _tokens(9, 3)
     graphs = [token_graph(scale * tokens, neighbours=2) for scale in (1.0, 50.0)]
     torch.testing.assert_close(graphs[0].adjacency(), graphs[1].adjacency())
+
+
+@pytest.mark.parametrize("bandwidth", [None, 1.5])
+@pytest.mark.parametrize("rows", ["adjacency", "neighbours"])
+def test_blocks_of_rows_give_the_whole(bandwidth: float | None, rows: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = _tokens(11, 3).requires_grad_(), _tokens(11, 3)
+
+    def losses() -> tuple[Tensor, Tensor]:
+        near = neighbourhood_divergence(ours, theirs, neighbours=3, bandwidth=bandwidth, rows=rows, reduction="none")
+        both = torch.stack([near, token_contrast(ours, theirs, temperature=0.2, reduction="none")])
+        return both, torch.autograd.grad((both * torch.arange(22).view(2, 11)).sum(), ours)[0]
+
+    graphs = [token_graph(tokens, neighbours=3, bandwidth=bandwidth) for tokens in (ours, theirs)]
+    whole = losses()
+    torch.testing.assert_close(whole[0][0], graph_divergence(*graphs, rows=rows, reduction="none"))
+    monkeypatch.setattr(limbeck.functional.token_graph, "_BLOCK_ELEMENTS", 4 * 11)
+    torch.testing.assert_close(losses(), whole)
 
 
 @pytest.mark.parametrize("rows", ["adjacency", "neighbours"])

@@ -33,7 +33,8 @@ class KD3(SimKD):
     """As SimKD, with more weight where the models disagree, and embeddings that do not know an image's style.
 
     Meant for data from elsewhere without labels: ``selection: confident`` chooses samples, the transform
-    ``mix_distribution`` adds copies in the style of other images. No label is used.
+    ``mix_distribution`` adds copies in the style of other images. No label is used. Memory grows with the square
+    of the batch.
 
     Terms:
         feature: weighted mean squared difference of the projected and the teacher's last map.
@@ -56,6 +57,7 @@ class KD3(SimKD):
         batch={MIXED_INPUTS},
     )
     batch_coupled = True
+    batch_memory = "quadratic"
 
     def __init__(
         self,

@@ -51,6 +51,7 @@ class SinKD(LogitMethod):
     """
 
     batch_coupled = True
+    batch_memory = "quadratic"
     semi_supervised = True
 
     def __init__(

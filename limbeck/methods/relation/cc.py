@@ -27,6 +27,8 @@ from limbeck.signals import Batch, Signals, Terms
 class CorrelationCongruence(FeatureMethod):
     """The kernel matrix of a batch's pooled features is the same for student and teacher.
 
+    Memory grows with the square of the batch.
+
     Terms:
         ce: cross-entropy with the labels.
         cc: the loss of the chosen form.
@@ -48,6 +50,7 @@ class CorrelationCongruence(FeatureMethod):
     needs = Needs(student={"logits", "features.pooled"}, teacher={"features.pooled"}, batch={"labels"})
     semi_supervised = True
     batch_coupled = True
+    batch_memory = "quadratic"
 
     def __init__(
         self,

@@ -22,6 +22,8 @@ from limbeck.signals import Batch, Signals, Terms
 class PKT(FeatureMethod):
     """Each sample's pooled features have the same neighbours for student and teacher, as probabilities.
 
+    Memory grows with the square of the batch.
+
     Terms:
         ce: cross-entropy with the labels.
         pkt: KL divergence between neighbourhoods under a cosine kernel, averaged over all pairs of samples.
@@ -36,6 +38,7 @@ class PKT(FeatureMethod):
     needs = Needs(student={"logits", "features.pooled"}, teacher={"features.pooled"}, batch={"labels"})
     semi_supervised = True
     batch_coupled = True
+    batch_memory = "quadratic"
 
     def __init__(self, *, eps: NonNegative = 1e-7) -> None:
         super().__init__()

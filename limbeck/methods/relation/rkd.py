@@ -21,6 +21,8 @@ from limbeck.signals import Batch, Signals, Terms
 class RKD(FeatureMethod):
     """The pooled features of a batch keep the teacher's shape: relative distances and the angles of all triplets.
 
+    Memory grows with the square of the batch: of more than 160 samples, angles are recomputed for the backward pass.
+
     Terms:
         ce: cross-entropy with the labels.
         distance: Huber loss between pairwise distances, each divided by their mean.
@@ -38,6 +40,7 @@ class RKD(FeatureMethod):
     needs = Needs(student={"logits", "features.pooled"}, teacher={"features.pooled"}, batch={"labels"})
     semi_supervised = True
     batch_coupled = True
+    batch_memory = "quadratic"
 
     def __init__(self, *, squared: bool = False, eps: NonNegative = 0.0) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from limbeck.signals import Batch, Signals, Terms
 class SimilarityPreserving(FeatureMethod):
     """Samples that are alike for the teacher are alike for the student, at the last feature map.
 
-    Sizes and channels of the maps may differ; nothing is projected.
+    Sizes and channels of the maps may differ; nothing is projected. Memory grows with the square of the batch.
 
     Terms:
         ce: cross-entropy with the labels.
@@ -32,6 +32,7 @@ class SimilarityPreserving(FeatureMethod):
     needs = Needs(student={"logits", "features.stages"}, teacher={"features.stages"}, batch={"labels"})
     semi_supervised = True
     batch_coupled = True
+    batch_memory = "quadratic"
 
     def __init__(self) -> None:
         super().__init__()

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from limbeck import streams
 from limbeck.errors import NeedsError, RecipeError
 from limbeck.functional.divergences import kl
-from limbeck.functional.token_graph import TokenGraph, context_difference, graph_divergence, token_contrast, token_graph
+from limbeck.functional.token_graph import (
+    TokenGraph,
+    context_difference,
+    neighbourhood_divergence,
+    token_contrast,
+    token_graph,
+)
 from limbeck.functional.tokens import aligned_tokens, sampled_rows
 from limbeck.hyperparameters import Count, Positive, WholeNumber
 from limbeck.methods.base import FeatureMethod, Needs, Setup, register
@@ -44,8 +50,9 @@ class TRG(FeatureMethod):
         local: KL divergence between the neighbourhoods of each sampled token.
         global: contrast of each sampled token with all others: it should be told from them by the teacher's token.
 
-    The temperature of ``global`` falls linearly over the run: from coarse to fine. Work and memory grow with the square
-    of the batch size times ``tokens``.
+    The temperature of ``global`` falls linearly over the run: from coarse to fine. Work grows with the square of
+    the batch size times ``tokens``, and so does memory up to 2,048 tokens; of more, blocks are recomputed for the
+    backward pass.
 
     Deviations: the authors published no code, and the paper's values were not at hand. Which direction ``local`` has,
     which tokens are their own neighbours (none), the scale of the affinities, the temperatures and all weights are
@@ -70,6 +77,7 @@ class TRG(FeatureMethod):
         student={"logits", "features.stages"}, teacher={"logits", "features.stages"}, batch={"labels", "index"}
     )
     batch_coupled = True
+    batch_memory = "quadratic"
     fraction: Tensor
 
     def __init__(
@@ -132,12 +140,17 @@ class TRG(FeatureMethod):
         ours, theirs = self._both(student, teacher)
         nodes = self._sampled(batch, ours.shape[1]).to(ours.device)
         our_nodes, their_nodes = sampled_rows(ours, nodes), sampled_rows(theirs, nodes)
-        graphs = [self.graph(rows) for rows in (our_nodes, their_nodes)]
         return {
             "kd": kl(student.logits, teacher.logits, temperature=self.temperature, reduction="none"),
             "inner": context_difference(ours, theirs, reduction="none"),
-            "local": graph_divergence(
-                graphs[0], graphs[1], rows=self.local, student_first=self.student_first, reduction=self.reduction
+            "local": neighbourhood_divergence(
+                our_nodes,
+                their_nodes,
+                neighbours=self._neighbours(our_nodes),
+                bandwidth=self.bandwidth,
+                rows=self.local,
+                student_first=self.student_first,
+                reduction=self.reduction,
             ),
             "global": token_contrast(
                 project(self.projection, our_nodes),
@@ -149,7 +162,10 @@ class TRG(FeatureMethod):
 
     def graph(self, nodes: Tensor) -> TokenGraph:
         """Returns the graph of sampled tokens ``[M, D]``."""
-        return token_graph(nodes, neighbours=min(self.neighbours, len(nodes) - 1), bandwidth=self.bandwidth)
+        return token_graph(nodes, neighbours=self._neighbours(nodes), bandwidth=self.bandwidth)
+
+    def _neighbours(self, nodes: Tensor) -> int:
+        return min(self.neighbours, len(nodes) - 1)
 
     def contrast_temperature(self) -> Tensor:
         """Returns the temperature of ``global`` as it is now."""
