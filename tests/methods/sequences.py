@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from limbeck.signals import Batch
 
 VOCABULARY = 11
+TOKEN_MAP = torch.tensor([3, -1, 0, 1, -1, 5, 9, -1, 2, 10, -1])
+"""For each token of another tokenizer our token of the same bytes, -1 where there is none."""
 LENGTH = 7
 
 
@@ -58,8 +60,43 @@ def _targets(tokens: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
     return {"labels": tokens.roll(-1, 1).masked_fill(~mask, -100), "mask": mask}
 
 
-def sequence_batch(samples: int, chosen: slice, *, views: tuple[str, ...] = ()) -> Batch:
-    """Rows of a fixed data set of token sequences, with every entry that a source of rollouts may add."""
+def _other_tokens(samples: int, generator: torch.Generator, mask: Tensor) -> dict[str, Any]:
+    """The same text as another tokenizer cuts it: spans of one or two of our tokens and of one or two of its own."""
+    tokens = torch.randint(0, VOCABULARY, (samples, LENGTH + 2), generator=generator)
+    widths = torch.randint(1, 3, (2, samples, LENGTH), generator=generator)
+    numbers = torch.arange(LENGTH).expand(samples, -1)
+    sides = [
+        torch.stack([torch.repeat_interleave(row, width)[:LENGTH] for row, width in zip(numbers, side)])
+        for side in widths
+    ]
+    ours, theirs = sides
+    # Our tokens that do not count belong to no span, nor do the others of their span.
+    dropped = [set(row[~flags].tolist()) for row, flags in zip(ours, mask)]
+    dropped = [gone | (set(row.tolist()) ^ set(other.tolist())) for gone, row, other in zip(dropped, ours, theirs)]
+    found = [
+        torch.tensor([[-1 if n in gone else n for n in row.tolist()] for gone, row in zip(dropped, side)])
+        for side in sides
+    ]
+    teacher_spans = torch.nn.functional.pad(found[1], (1, 1), value=-1)
+    learnt = teacher_spans >= 0
+    return {
+        "teacher_inputs": _inputs(tokens),
+        "teacher_labels": tokens.roll(-1, 1).masked_fill(~learnt, -100),
+        "teacher_mask": learnt,
+        "spans": found[0],
+        "teacher_spans": teacher_spans,
+    }
+
+
+def sequence_batch(samples: int, chosen: slice, *, views: tuple[str, ...] = (), two_tokenizers: bool = False) -> Batch:
+    """Rows of a fixed data set of token sequences, with every entry that a source of rollouts may add.
+
+    Args:
+        samples: rows of the whole data set.
+        chosen: those to return.
+        views: names of further views.
+        two_tokenizers: whether the teacher reads the text in tokens of its own.
+    """
     generator = torch.Generator().manual_seed(11)
 
     def tokens() -> Tensor:
@@ -77,6 +114,8 @@ def sequence_batch(samples: int, chosen: slice, *, views: tuple[str, ...] = ()) 
     entries["reward"] = (torch.arange(samples) % 3 == 0).double()
     entries["group_best"] = (torch.arange(samples) % 3 != 2).double()
     entries["privacy_hits"] = (torch.rand(samples, LENGTH, generator=generator) > 0.7).double()
+    if two_tokenizers:
+        entries |= _other_tokens(samples, generator, entries["mask"])
     found: dict[str, Any] = {}
     for view in views:
         other = tokens()

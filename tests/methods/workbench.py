@@ -24,7 +24,7 @@ from limbeck.tasks.classification import Classification
 from limbeck.teachers.live import FrozenTeacher
 from limbeck.teachers.provider import Observer
 from methods.networks import CHANNELS, CLASSES, SIZE, large_teacher, small_student
-from methods.sequences import LanguageModel, sequence_batch
+from methods.sequences import TOKEN_MAP, LanguageModel, sequence_batch
 
 SAMPLES = 24
 ROWS = 6
@@ -130,8 +130,11 @@ class Bench:
     def batch(self, rows: int = ROWS, *, start: int = 0) -> Batch:
         """A batch with the views, and the inputs of transforms, that the method needs."""
         if isinstance(self.method, SequenceMethod):
-            every = sequence_batch(SAMPLES, slice(start, start + rows), views=self.method.needs.views)
-            read = {"inputs", "index", "views", "epoch", *self._entries()}
+            read = self._visible()
+            every = sequence_batch(
+                SAMPLES, slice(start, start + rows), views=self.method.needs.views,
+                two_tokenizers="teacher_spans" in read,
+            )  # fmt: skip
             return Batch((key, value) for key, value in every.items() if key in read)
         batch = make_batch(rows, start=start, views=self.method.needs.views, needed=self.method.needs.batch)
         if self.method.needs.holdout == "batches":
@@ -146,13 +149,16 @@ class Bench:
     def terms(self, batch: Batch | None = None) -> Terms:
         """The method's terms on a batch that holds no entry but those the method needs."""
         batch = self.batch() if batch is None else batch
-        visible = {"inputs", "index", "views", "epoch", *self._entries()}
+        visible = self._visible()
         shown = Batch((key, value) for key, value in batch.items() if key in visible)
         return self.method(shown, **self.signals(batch))
 
-    def _entries(self) -> frozenset[str]:
-        """Entries of a batch that the method reads, and those that it reads where they are there."""
-        return self.method.needs.batch | getattr(self.method, "optional_entries", frozenset())
+    def _visible(self) -> frozenset[str]:
+        """Entries of a batch that models read, that the method reads, and those that it reads where they are there."""
+        known = self.method.needs.batch | getattr(self.method, "optional_entries", frozenset())
+        # A teacher with tokens of its own reads them.
+        own = {"teacher_inputs"} if "teacher_spans" in known else set()
+        return known | own | {"inputs", "index", "views", "epoch"}
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Everything that trains, by name."""
@@ -266,6 +272,7 @@ def _build(bench: Bench, init_seed: int) -> None:
         num_classes=CLASSES,
         labels=all_labels(),
         seed=3,
+        token_map=TOKEN_MAP,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init_seed)

@@ -23,6 +23,7 @@ from limbeck.functional.token_losses import (
     DivergenceLoss,
     DivergenceRule,
     LabelLoss,
+    LabelRule,
     TargetLogits,
     TokenLoss,
     rows_of,
@@ -102,9 +103,11 @@ class SequenceMethod(Method):
             return Term(values, mask)
         return Term(sequence_means(values, mask), mask.bool().any(-1))
 
-    def label_log_probabilities(self, student: Signals, labels: Tensor, mask: Tensor) -> Tensor:
+    def label_log_probabilities(
+        self, student: Signals, labels: Tensor, mask: Tensor, *, temperature: float = 1.0
+    ) -> Tensor:
         """Returns the student's ``[B, T]`` log-probabilities of tokens, with gradient; 0 where masked."""
-        losses = {"nll": LabelLoss(labels)}
+        losses = {"nll": LabelLoss(labels, LabelRule(temperature))}
         return -self.position_losses(student, losses, mask, gradient="backward")["nll"]
 
 
