@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError, RecipeError
-from limbeck.signals import Batch, Signals
+from limbeck.signals import UNLABELLED, Batch, Signals
 
 T = TypeVar("T")
 
@@ -165,41 +165,54 @@ def _result(outcome: _Outcome) -> Any:
     raise error
 
 
-def gather(value: Tensor) -> Tensor:
-    """Returns the rows ``[B, ...]`` of all processes in rank order; parts may differ in length.
+def gather(value: Tensor, fill: float = 0) -> Tensor:
+    """Returns the rows ``[B, ...]`` of all processes in rank order.
+
+    Parts may differ in the number of rows, and in their other sizes, as sequences do: all are then padded to the
+    longest at the end.
 
     Every process must compute the same loss from what it gets. Then the gradient of the rows is known everywhere, and
     flows back to each process's own part without another exchange: times the number of processes, over which data
     parallelism averages.
+
+    Args:
+        value: this process's rows.
+        fill: what pads them.
     """
-    return value if world_size() == 1 else _GatheredRows.apply(value)
+    return value if world_size() == 1 else _GatheredRows.apply(value, fill)
 
 
 class _GatheredRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        size = torch.tensor([len(tensor)], device=tensor.device)
+    def forward(ctx: Any, tensor: Tensor, fill: float) -> Tensor:
+        size = torch.tensor(tensor.shape, device=tensor.device)
         sizes = [torch.empty_like(size) for _ in range(world_size())]
         dist.all_gather(sizes, size)
-        counts = [int(s) for s in sizes]
+        shapes = torch.stack(sizes).tolist()
+        counts = [int(shape[0]) for shape in shapes]
+        largest = [max(lengths) for lengths in zip(*shapes)]
         before = sum(counts[: rank()])
-        ctx.own = slice(before, before + len(tensor))
-        padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
-        padded[: len(tensor)] = tensor
+        ctx.own = (slice(before, before + len(tensor)), *(slice(length) for length in tensor.shape[1:]))
+        padded = tensor.new_full(largest, fill)
+        padded[tuple(slice(length) for length in tensor.shape)] = tensor
         parts = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(parts, padded)
         return torch.cat([part[:count] for part, count in zip(parts, counts)])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0][ctx.own] * world_size()
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0][ctx.own] * world_size(), None
 
 
 def gather_batch(batch: Batch, needed: Iterable[str] = ()) -> Batch:
-    """Returns the batch of all processes, without what only models read: inputs and views, unless ``needed``."""
+    """Returns the batch of all processes, without what only models read: inputs and views, unless ``needed``.
+
+    Where sequences are padded to one length, no padding is to be learnt.
+    """
     kept = set(needed)
-    entries = ((k, v) for k, v in batch.items() if k in kept or not (k == "views" or k.endswith("inputs")))
-    return Batch(entries).map(gather)
+    entries = {k: v for k, v in batch.items() if k in kept or not (k == "views" or k.endswith("inputs"))}
+    labels = {k: gather(v, UNLABELLED) for k, v in entries.items() if k.endswith("labels") and isinstance(v, Tensor)}
+    return Batch({**Batch({k: v for k, v in entries.items() if k not in labels}).map(gather), **labels})
 
 
 def gather_signals(signals: dict[str, Signals]) -> dict[str, Signals]:

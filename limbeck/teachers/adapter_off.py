@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -68,6 +69,17 @@ class AdapterOffTeacher:
         """Returns what the learner without its adapters says, without a graph."""
         with evaluation_mode(self._learner), self._learner.disable_adapter():  # type: ignore[operator]
             return self._observer(batch)
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The type under whose autocast the model runs."""
+        return self._observer.autocast
+
+    @contextmanager
+    def writing(self) -> Iterator[nn.Module]:
+        """Gives the learner, without its adapters as long as it is used, to somebody who runs it token by token."""
+        with self._learner.disable_adapter():  # type: ignore[operator]
+            yield self._learner
 
     def finish(self) -> None:
         """Compares the weights under the adapters with what they were.

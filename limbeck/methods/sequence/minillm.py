@@ -29,8 +29,9 @@ class MiniLLM(SequenceMethod):
     """Policy gradient of the sequence-level reverse KL, with the immediate part of it exact.
 
     The batch holds samples as ``labels`` and ``sampler_logprobs``, the student's log-probabilities at the time of
-    sampling (the student is taken to be the sampler where they are missing). Where the teacher helped to sample,
-    ``teacher_share`` says by how much.
+    sampling (the student is taken to be the sampler where they are missing). Where tokens were drawn from another
+    distribution, because the teacher helped or because it was truncated, ``proposal_logprobs`` give the importance
+    weight; where they are missing, ``teacher_share`` does.
 
     Terms:
         policy: negative clipped surrogate of each token.
@@ -46,14 +47,15 @@ class MiniLLM(SequenceMethod):
         discount: of later rewards.
         length_normalized: whether returns are divided by the number of tokens that remain.
         clip: range of the likelihood ratio around 1.
-        teacher_share: part of the teacher in the mixture that sampled.
+        teacher_share: part of the teacher in the mixture that sampled; not read where the batch holds
+            ``proposal_logprobs``.
         whiten_padding: whether padding takes part in the mean and variance of the returns.
         future_only: whether a token's return begins with the next one.
     """
 
     needs = Needs(student={"logits"}, teacher={"logits"}, batch={"labels", "mask"})
     batch_coupled = True
-    optional_entries = frozenset({"sampler_logprobs"})
+    optional_entries = frozenset({"sampler_logprobs", "proposal_logprobs"})
 
     def __init__(
         self,
@@ -90,9 +92,16 @@ class MiniLLM(SequenceMethod):
             [(sampler, 1.0)],
             self.advantages(log_p, sampler, mask),
             clip=self.clip,
-            log_weight=mixed_sampler_log_weight(sampler, log_p, teacher_share=self.teacher_share),
+            log_weight=self.log_importance(batch, sampler, log_p),
         )
         return {"policy": Term(-surrogate.objective, mask), "single_step": Term(values["single_step"], mask)}
+
+    def log_importance(self, batch: Batch, sampler: Tensor, log_p: Tensor) -> Tensor:
+        """Returns ``[B, T]`` log-ratios of the student that sampled to what tokens were drawn from."""
+        drawn = batch.get("proposal_logprobs")
+        if drawn is not None:
+            return torch.where(batch["mask"].bool(), sampler - drawn.to(sampler), 0.0)
+        return mixed_sampler_log_weight(sampler, log_p, teacher_share=self.teacher_share)
 
     def returns(self, log_p: Tensor, sampler: Tensor, mask: Tensor) -> Tensor:
         """Returns ``[B, T]`` what follows each token, as the sum (or mean) of cut log-ratios from there on."""
