@@ -86,10 +86,16 @@ def dry_run(method: Method, batch: Batch, observers: Mapping[str, Callable[[Batc
     return {role: s.detach() for role, s in signals.items()}
 
 
+_OPTIONS = dict.fromkeys(("reward", "advantage", "group", "group_best"), ", with its option `reward`")
+"""What a transform must be told to make an entry of the batch."""
+
+
 def _made_by(key: str) -> str:
     """Says which transform adds an entry of the batch, where one does."""
-    makers = [entry.name for entry in transforms.entries() if key in entry.part.changes and key.endswith("_inputs")]
-    return f"; add a transform that makes it, `transforms: [{makers[0]}]`" if makers else ""
+    makers = [entry.name for entry in transforms.entries() if key in entry.part.changes]
+    if not makers or key in ("inputs", "labels", "mask"):
+        return ""
+    return f"; add a transform that makes it, `transforms: [{makers[0]}]`" + _OPTIONS.get(key, "")
 
 
 def _check_separate(method: Method, observers: Mapping[str, Callable[[Batch], Signals]]) -> None:

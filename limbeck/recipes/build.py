@@ -208,7 +208,8 @@ def build_stage(
             f"the loss of '{spec.method_name}' compares the samples of a batch, but the last batch of "
             f"{len(data.train)} samples has one; change train.batch_size from {spec.train.batch_size}, or data.limit"
         )
-    changes = [build_transform(t, seed=recipe.seed, num_classes=data.train.info.num_classes) for t in spec.transforms]
+    known: dict[str, Any] = {"seed": recipe.seed, "num_classes": data.train.info.num_classes, "trust": trust}
+    changes = [build_transform(entry, **known) for entry in spec.transforms]
     for change in changes:
         change.pixel_scale = getattr(data.loader, "pixel_scale", change.pixel_scale)
     if cache is not None and any("inputs" in change.changes for change in changes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -122,8 +123,14 @@ def transform(name: str, **about: Any) -> Callable[[T], T]:
     return decorate
 
 
-def build_transform(entry: str | Mapping[str, Any], *, seed: int, num_classes: int) -> Transform:
+def build_transform(entry: str | Mapping[str, Any], *, seed: int, num_classes: int, trust: bool = False) -> Transform:
     """Returns the transform of a recipe entry: a name, or a mapping of ``name`` and options.
+
+    Args:
+        entry: the recipe's.
+        seed: seed of the run.
+        num_classes: number of classes, or of tokens.
+        trust: allow options that run the code they name, for transforms that have such.
 
     Raises:
         UnknownNameError: no transform has that name; proposes near matches.
@@ -133,7 +140,10 @@ def build_transform(entry: str | Mapping[str, Any], *, seed: int, num_classes: i
     name = options.pop("name", None)
     if not isinstance(name, str):
         raise RecipeError(f"a transform is written {{name: mixup, alpha: 0.2}}, but this says {entry!r}")
-    for reserved in ("seed", "num_classes"):
+    for reserved in ("seed", "num_classes", "trust"):
         if reserved in options:
             raise RecipeError(f"transform '{name}': '{reserved}' is set by the run; remove it")
-    return transforms[name].part(**{str(k): v for k, v in options.items()}, seed=seed, num_classes=num_classes)
+    made: Any = transforms[name].part
+    given: dict[str, Any] = {"seed": seed, "num_classes": num_classes, "trust": trust}
+    takes = inspect.signature(made).parameters
+    return made(**{str(k): v for k, v in options.items()}, **{k: v for k, v in given.items() if k in takes})

@@ -15,11 +15,13 @@ from limbeck.errors import DataError, NeedsError, RecipeError
 from limbeck.functional.off_policy import Origin, Threshold
 from limbeck.generation import Alone, Draws, Mixed, Policy, Prompts, Sampling, Speculative, end_tokens, generate
 from limbeck.hyperparameters import Count, Fraction, Positive, WholeNumber
+from limbeck.rewards.scoring import Normalisation, OnError
 from limbeck.schedules import Progress
 from limbeck.signals import Batch, Signals
 from limbeck.transforms.base import ModelTransform, transform
 from limbeck.transforms.replay import Group, ReplayBuffer, packed, unpacked
 from limbeck.transforms.rollout_log import RolloutLog, counted
+from limbeck.transforms.rollout_rewards import RolloutRewards
 from limbeck.transforms.rollout_rows import Row, Written, batch_of, prompt_of, rows_of, written_rows
 from limbeck.transforms.rollout_sources import Adaptive, Sources, exchanged, probability_of, rank
 
@@ -39,7 +41,8 @@ class Rollout(ModelTransform):
     steps since then), and where every row of the batch was written ``proposal_logprobs`` ``[B, T]`` (with which each
     token was drawn) and ``sampler_logprobs`` ``[B, T]`` (of each token under the student that wrote, at temperature 1
     and over the whole vocabulary: of the same kind as the log-probability of the student that trains, whose ratio to
-    it importance sampling needs). Both lie where labels do.
+    it importance sampling needs). Both lie where labels do. With a ``reward`` also ``reward``, ``advantage``, ``group``
+    and ``group_best`` ``[B]``: what a completion is worth, and among those of its prompt.
 
     Random numbers belong to (seed, epoch, sample, number of the completion, position): a resumed run, another number of
     processes or another division into batches writes the same.
@@ -68,9 +71,15 @@ class Rollout(ModelTransform):
             off-policy.
         rows: sequences written at a time, where all at once need too much memory.
         end_tokens: ids that end a completion beside those that model, tokenizer and chat template name.
+        reward: what completions are worth: a name, ``{name: maths, column: answer}``, or a list of them with weights;
+            see :mod:`limbeck.rewards`.
+        advantage: rewards among the completions of a prompt: ``group`` centres and scales them (GRPO), ``centred`` only
+            centres them, ``none`` takes them as they are.
+        on_error: whether a reward that fails ends the run (``raise``) or counts as 0 (``zero``).
         log: completions an epoch that are kept in ``rollouts.jsonl``.
         seed: seed of the run.
         num_classes: number of tokens.
+        trust: allow rewards that run the code they name.
 
     Raises:
         RecipeError: options contradict each other or are out of range.
@@ -78,6 +87,7 @@ class Rollout(ModelTransform):
 
     changes: ClassVar[frozenset[str]] = frozenset(
         {"inputs", "labels", "mask", "completion", "on_policy", "policy_age", "sampler_logprobs", "proposal_logprobs"}
+        | {"reward", "advantage", "group", "group_best"}
     )
 
     def __init__(
@@ -99,9 +109,13 @@ class Rollout(ModelTransform):
         every: Count = 1,
         rows: Count | None = None,
         end_tokens: list[int] | None = None,
+        reward: str | dict[str, Any] | list[str | dict[str, Any]] | Callable[..., Any] | None = None,
+        advantage: Normalisation = "group",
+        on_error: OnError = "raise",
         log: WholeNumber = 4,
         seed: int,
         num_classes: int,
+        trust: bool = False,
     ) -> None:
         super().__init__(seed=seed, num_classes=num_classes)
         self.policy, self.unit, self.samples, self.every = policy, unit, samples, every
@@ -110,6 +124,9 @@ class Rollout(ModelTransform):
         self.replay = None if replay is None else ReplayBuffer(**replay)
         self.sources = Sources(seed, probability_of(probability), unit, self.replay)
         self.log = RolloutLog(log)
+        self.rewards = None
+        if reward is not None:
+            self.rewards = RolloutRewards(reward, advantage=advantage, on_error=on_error, samples=samples, trust=trust)
         self._further_ends = tuple(end_tokens or ())
         policies: dict[str, Policy] = {"mixed": Mixed(teacher_share), "speculative": Speculative(teacher_top_k)}
         self._rule = policies.get(policy, Alone())
@@ -145,6 +162,8 @@ class Rollout(ModelTransform):
         tokenizer = getattr(getattr(loader, "source", None), "tokenizer", None)
         self._ends = (*end_tokens(getattr(writer, "model", None), tokenizer), *self._further_ends)
         self.log.tokenizer = tokenizer
+        if self.rewards is not None:
+            self.rewards.bind(getattr(loader, "source", None))
 
     def __call__(self, batch: Batch) -> Batch:
         """Returns the batch with completions that were written.
@@ -173,6 +192,8 @@ class Rollout(ModelTransform):
         pad_id = getattr(self.log.tokenizer, "pad_id", 0)
         own = self.policy not in ("teacher", "data")
         found = batch_of(rows, batch, pad_id=pad_id, step=self.progress.step, own=own)
+        if self.rewards is not None:
+            found |= Batch(self.rewards.entries(rows)).to(found["labels"].device)
         if not bool(found["mask"].any()):
             raise DataError(
                 f"nothing was written after the prompts of samples {found['index'][:5].tolist()}: they fill the "
@@ -242,7 +263,8 @@ class Rollout(ModelTransform):
                 rows=self.rows,
             )
         self.log.timed(int(found.lengths.sum()), found.seconds)
-        return written_rows(found, rows, prompts, self.progress.step)
+        groups = written_rows(found, rows, prompts, self.progress.step)
+        return groups if self.rewards is None else self.rewards.judge(groups)
 
     def _context(self, model: nn.Module, batch: Batch) -> int:
         """Returns how many tokens a row may have: the data's context, or else the model's, or else the batch's."""
