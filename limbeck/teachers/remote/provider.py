@@ -22,6 +22,9 @@ from limbeck.teachers.remote.ledger import Prices
 from limbeck.teachers.remote.probe import Probe, probe
 from limbeck.teachers.remote.scores import Scores, read_scores, score_request
 
+_RESOLUTION = math.log(2.0**-24)
+"""Logarithm of the smallest probability that single precision can tell from none beside 1."""
+
 
 class RemoteTeacher:
     """Gives the truncated distributions that a server tells of a batch's text, and log-probabilities of its tokens.
@@ -48,6 +51,11 @@ class RemoteTeacher:
         self.client, self._tokenizer = client, tokenizer
         self._top, self._concurrency, self._rows = top, concurrency, rows
         self._probed: Probe | None = None
+
+    @property
+    def concurrency(self) -> int:
+        """Requests at a time."""
+        return self._concurrency
 
     def start(self) -> None:
         """Probes the server, where that was not done yet."""
@@ -139,7 +147,7 @@ def _signals(batch: Batch, rows: Sequence[Sequence[tuple[int, Scores]]], vocabul
             values = torch.tensor([[v for _, v in place[:kept]] for place in scores.top])
             logprobs[number, here] = values
             indices[number, here] = torch.tensor([[i for i, _ in place[:kept]] for place in scores.top])
-            tail[number, here] = _rest(values)
+            tail[number, here] = _rest(values) if kept < vocabulary else -math.inf
             own[number, here] = torch.tensor(scores.logprobs)
     mask = batch["mask"].cpu()
     total = torch.logaddexp(logprobs.logsumexp(-1), tail)
@@ -150,10 +158,14 @@ def _signals(batch: Batch, rows: Sequence[Sequence[tuple[int, Scores]]], vocabul
 
 
 def _rest(logprobs: Tensor) -> Tensor:
-    """Returns the log of what listed probabilities ``[n, k]`` leave, ``-inf`` where they leave nothing."""
+    """Returns the log of what listed probabilities ``[n, k]`` leave to the others.
+
+    Servers compute in single precision, so where they leave nothing that it could tell, they leave its resolution: to
+    say that all others are impossible would make a reverse KL infinite.
+    """
     total = logprobs.double().logsumexp(-1).clamp(max=0.0)
-    rest = torch.where(total < 0, torch.log(-torch.expm1(total)), torch.full_like(total, -math.inf))
-    return rest.float()
+    left = torch.where(total < 0, torch.log(-torch.expm1(total)), torch.full_like(total, -math.inf))
+    return left.clamp(min=_RESOLUTION).float()
 
 
 def _remote(
