@@ -67,11 +67,23 @@ def run(
 
 @app.command()
 def check(recipe: RecipePath, overrides: Overrides = None, trust: Trust = False) -> None:
-    """Say whether a recipe can work, without training: shapes, taps, loss terms, forecast of time and memory."""
+    """Say whether a recipe can work, without training: shapes, taps, loss terms, forecast of time and memory.
+
+    Of language models it is also the doctor. It compares the tokens of every model with those of the data, by their
+    bytes and not by their names; special tokens, padding and where sequences begin and end; chat templates, rendered
+    side by side; context, type of numbers, softcaps, tied weights under adapters; whether a server honours temperature
+    and how much probability it leaves out; how much of the text is cut, empty or unknown. Each finding has its
+    evidence and a fix: an *error* would spoil the run, a *warning* may, a *note* is how it should be.
+
+    Ends with status 2 when there is an error. Example: `limbeck check lm_word_kd data.options.context=256`
+    """
     from limbeck.recipes.check import check_recipe
     from limbeck.report.progress import show_check
 
-    show_check(check_recipe(recipe, overrides or [], trust=trust))
+    checked = check_recipe(recipe, overrides or [], trust=trust)
+    show_check(checked)
+    if checked.errors:
+        raise typer.Exit(2)
 
 
 @app.command()

@@ -194,7 +194,8 @@ def build_stage(
     method, weights = make_method(spec.method)
     cache = next((role.cache for role in spec.roles.values() if role.cache is not None), None)
     if text:
-        data = _language().build_text(spec.data, spec, recipe.seed)
+        whole = distributed.on_first(lambda: folder is not None)
+        data = _language().stage_text(recipe, spec, trust=trust, earlier=earlier, whole=whole)
     else:
         data = build_data(
             spec.data, spec, recipe.seed, view_names=method.needs.views, **(_cached_views(cache) if cache else {})
@@ -203,6 +204,8 @@ def build_stage(
     make_roles = _language().LanguageRoles if text else RoleBuilder
     builder = make_roles(recipe, spec, data, task, trust, earlier)
     roles = {name: builder.build(name, role) for name, role in spec.roles.items()}
+    if text:
+        _language().refuse_other_tokens(spec, data)
     if method.batch_coupled and len(data.train) % spec.train.batch_size == 1:
         raise RecipeError(
             f"the loss of '{spec.method_name}' compares the samples of a batch, but the last batch of "

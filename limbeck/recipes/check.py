@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from limbeck.recipes.build import BuiltStage, build_stage, quick_look
+from limbeck.recipes.doctor import Finding, MemoryForecast, examine, forecast_memory, step_seconds
 from limbeck.recipes.load import load_recipe
 from limbeck.recipes.run import check_evaluations
 from limbeck.signals import Batch, as_term
-
-_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,17 @@ class Checked:
     Attributes:
         tables: rows ``(what, value)`` by title, a table a stage.
         verdict: one sentence.
+        findings: what is wrong, may be wrong or is worth knowing, by the title of the stage's table.
     """
 
     tables: dict[str, list[tuple[str, str]]]
     verdict: str
+    findings: dict[str, list[Finding]] = field(default_factory=dict)
+
+    @property
+    def errors(self) -> int:
+        """Number of findings with which training would go wrong."""
+        return sum(f.severity == "error" for found in self.findings.values() for f in found)
 
 
 def check_recipe(recipe: str | Path | dict[str, Any], overrides: Sequence[str] = (), *, trust: bool = False) -> Checked:
@@ -42,28 +48,40 @@ def check_recipe(recipe: str | Path | dict[str, Any], overrides: Sequence[str] =
     loaded = load_recipe(recipe, overrides)
     check_evaluations(loaded)
     tables: dict[str, list[tuple[str, str]]] = {}
+    findings: dict[str, list[Finding]] = {}
     seconds = 0.0
     for spec in loaded.stages:
         # Weights of earlier stages do not exist yet; shapes, time and memory do not depend on them.
         built = build_stage(loaded, spec, trust=trust, earlier=lambda name, model: None)
         rows, cost = _describe(built)
-        tables[f"stage {spec.name}: {spec.method_name} on {spec.data.name}"] = rows
+        title = f"stage {spec.name}: {spec.method_name} on {spec.data.name}"
+        tables[title] = rows
         seconds += cost
-    return Checked(tables, f"the recipe works; it will take about {duration(seconds)} on this machine")
+        if built.text:
+            findings[title] = examine(built, spec)
+    return Checked(tables, _verdict(findings, seconds), findings)
+
+
+def _verdict(findings: Mapping[str, Sequence[Finding]], seconds: float) -> str:
+    counts = Counter(f.severity for found in findings.values() for f in found)
+    if counts["error"]:
+        return f"the recipe should not be run: {counts['error']} error{'s' * (counts['error'] > 1)}, see the fixes"
+    looked = f", with {counts['warning']} warning{'s' * (counts['warning'] > 1)}" if counts["warning"] else ""
+    return f"the recipe works{looked}; it will take about {duration(seconds)} on this machine"
 
 
 def _describe(built: BuiltStage) -> tuple[list[tuple[str, str]], float]:
     stage, data = built.stage, built.data
     batch = stage.first_batch()
-    activations = _saved_bytes(built)
-    step = _step_seconds(built)
+    text = data.train.info.num_classes if built.text else 0
+    memory = forecast_memory(stage, vocabulary=text)
+    step = step_seconds(stage)
     started = time.perf_counter()
     quick_look(stage.student(), data, built.task)
     evaluation = time.perf_counter() - started
     every = stage.settings.evaluate_every
     evaluations = stage.settings.epochs // every if every else 1
     total = step * stage.total_steps + evaluation * evaluations
-    trained = sum(p.numel() * p.element_size() for p in stage.parameters())
     rows = [
         ("samples", f"{len(data.train)} to train, {len(data.held)} to judge ({data.split})"),
         *(_text_rows(built, batch) if built.text else [("inputs", _inputs(built, batch))]),
@@ -72,13 +90,23 @@ def _describe(built: BuiltStage) -> tuple[list[tuple[str, str]], float]:
         ("terms", _terms(built)),
         ("steps", f"{stage.total_steps} of {1000 * step:.1f} ms, and {evaluations} evaluations of {evaluation:.2f} s"),
         ("time", duration(total)),
-        (
-            "memory",
-            f"{_mebibytes(4 * trained)} for weights, gradients and optimizer, "
-            f"{_mebibytes(activations)} for activations",
-        ),
+        *_memory_rows(memory),
     ]
     return rows, total
+
+
+def _memory_rows(memory: MemoryForecast) -> list[tuple[str, str]]:
+    parts = {
+        **{f"weights of {role}": size for role, size in memory.weights.items()},
+        "gradients": memory.gradients,
+        "optimizer": memory.optimizer,
+        f"one step ({_mebibytes(memory.activations)} of it activations)": memory.step,
+    }
+    said = ", ".join(f"{_mebibytes(size)} {name}" for name, size in parts.items())
+    rows = [("memory", f"{_mebibytes(memory.total)}: {said}")]
+    if memory.logits:
+        rows.append(("logits", f"all of a batch at once would take {_mebibytes(memory.logits)}; losses take chunks"))
+    return rows
 
 
 def _inputs(built: BuiltStage, batch: Batch) -> str:
@@ -129,30 +157,6 @@ def _terms(built: BuiltStage) -> str:
 
 def _weight(weight: Any) -> str:
     return str(weight) if callable(weight) else f"{weight:g}"
-
-
-def _step_seconds(built: BuiltStage) -> float:
-    times = []
-    batch = built.stage.first_batch()
-    for _ in range(_STEPS):
-        started = time.perf_counter()
-        built.stage.rehearse(batch)
-        times.append(time.perf_counter() - started)
-    return median(times[1:])
-
-
-def _saved_bytes(built: BuiltStage) -> int:
-    """Bytes that autograd keeps for the backward pass of one step, each storage once."""
-    seen: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        built.stage.terms(built.stage.first_batch())
-    return sum(seen.values())
 
 
 def _mebibytes(count: int) -> str:

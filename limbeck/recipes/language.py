@@ -13,6 +13,7 @@ from torch import nn
 
 from limbeck import streams
 from limbeck.data.text import TextLoader, TextSource, Tokenizer, load_text, load_tokenizer
+from limbeck.data.text.generated import GENERATED
 from limbeck.data.text.source import divide_options
 from limbeck.engine import distributed
 from limbeck.engine.reporter import Reporter
@@ -82,6 +83,32 @@ def build_text(spec: DataSpec, stage: StageSpec, seed: int, *, shuffle: bool = T
     return StageData(train, held, split, loader, held_loader, apart)  # type: ignore[arg-type]
 
 
+def stage_text(
+    recipe: Recipe,
+    spec: StageSpec,
+    *,
+    trust: bool = False,
+    earlier: Callable[[str, nn.Module], None] | None = None,
+    whole: bool = True,
+    shuffle: bool = True,
+) -> StageData:
+    """Returns the text of a stage: the data's, or what its roles write (see :mod:`limbeck.recipes.generate`).
+
+    Args:
+        recipe: the whole recipe.
+        spec: the stage.
+        trust: allow models that run the code they name.
+        earlier: loads into a model the weights that an earlier stage left behind.
+        whole: have all text written that is not there; otherwise a few lines, to see whether the recipe works.
+        shuffle: whether training rows come in random order.
+    """
+    if spec.data.name != GENERATED:
+        return build_text(spec.data, spec, recipe.seed, shuffle=shuffle)
+    from limbeck.recipes.generate import Writing, generated_data
+
+    return generated_data(spec.data, spec, recipe.seed, Writing(recipe, spec, trust, earlier, whole), shuffle=shuffle)
+
+
 def _refuse_pictures(spec: DataSpec) -> None:
     for key in ("augment", "views"):
         if getattr(spec, key):
@@ -143,6 +170,9 @@ class LanguageRoles(RoleBuilder):
             whole = trimmed_model(self._language_model(name, spec.from_role), self._tokenizer)
         source = self.data.train
         assert isinstance(source, TextSource)
+        if not shared:
+            # What is cut in place is nobody's model any more.
+            self._made.pop(spec.from_role, None)
         student = cut_student(copy.deepcopy(whole) if shared else whole, spec, source)
         if spec.weights is not None:
             load_weights(student, spec.weights)
@@ -211,7 +241,7 @@ def cache_text(
         raise RecipeError(f"the recipe has no role '{role}' to cache. {suggest(role, spec.roles)}")
     if role in make_method(spec.method)[0].learners:
         raise RecipeError(f"the role '{role}' is trained, so its outputs change and cannot be cached")
-    data = build_text(spec.data, spec, recipe.seed, shuffle=False)
+    data = stage_text(recipe, spec, trust=trust, shuffle=False)
     task = make_task(spec.task, data)
     made = LanguageRoles(recipe, spec, data, task, trust, None).build(role, spec.roles[role])
     if made.model is None:
@@ -227,6 +257,20 @@ def cache_text(
         precision=precision, progress=progress,
     )  # fmt: skip
     return describe_sequences(out)
+
+
+def refuse_other_tokens(spec: StageSpec, data: StageData) -> None:
+    """Refuses pretrained models that mean other text by the tokens of the data than the data does.
+
+    Raises:
+        RecipeError: there is one; says by which tokens.
+    """
+    from limbeck.recipes import doctor
+
+    batch = next(iter(data.loader.epoch(0)))
+    for name, role in spec.roles.items():
+        if not doctor.reads_other_tokens(batch, name):
+            doctor.refuse_other_tokens(name, role, spec.roles, data.train.tokenizer)  # type: ignore[attr-defined]
 
 
 def _ends_in_a_model(role: str, roles: Mapping[str, RoleSpec]) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from limbeck.engine.reporter import Reporter
 from limbeck.schedules import Progress as StageProgress
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from limbeck.evaluate.paired import Paired
     from limbeck.recipes.check import Checked
+    from limbeck.recipes.doctor import Finding
     from limbeck.recipes.run import FinishedRun
     from limbeck.recommend import Recommendation
     from limbeck.tuning import Tuned
@@ -204,4 +206,16 @@ def show_check(checked: Checked) -> None:
         for row in rows:
             table.add_row(*row)
         console.print(table)
+        if checked.findings.get(title):
+            console.print(_findings_table(checked.findings[title]))
     console.print(checked.verdict, soft_wrap=True)
+
+
+_COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
+
+
+def _findings_table(findings: Sequence[Finding]) -> Table:
+    table = Table("", "found", "evidence", "fix", title="what the doctor found", show_lines=True)
+    for f in findings:
+        table.add_row(Text(f.severity, style=_COLOURS[f.severity]), Text(f.what), Text(f.evidence), Text(f.fix))
+    return table
