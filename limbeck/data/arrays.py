@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,16 +24,23 @@ class ArraySource:
         labels: ``[N]`` class numbers, or None.
         info: what the data is.
         hashes: content hashes ``[N]``, where they are known already and are not those of ``inputs``.
+        groups: see :func:`limbeck.data.source.groups_of`.
 
     Raises:
-        DataError: there is no sample, or labels or shapes do not fit ``info``.
+        DataError: there is no sample, or labels, groups or shapes do not fit ``info``.
     """
 
     in_memory = True
     random = False
 
     def __init__(
-        self, inputs: Tensor, labels: Tensor | None, info: DataInfo, *, hashes: np.ndarray | None = None
+        self,
+        inputs: Tensor,
+        labels: Tensor | None,
+        info: DataInfo,
+        *,
+        hashes: np.ndarray | None = None,
+        groups: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         if len(inputs) == 0:
             raise DataError(f"the data set '{info.name}' is empty")
@@ -44,6 +51,10 @@ class ArraySource:
         self.info = info
         self._inputs = inputs.contiguous()
         self._labels = None if labels is None else check_labels(labels, len(inputs), info.num_classes, info.name)
+        self.groups = dict(groups or {})
+        for name, members in self.groups.items():
+            if len(members) != len(inputs):
+                raise DataError(f"'{info.name}' has {len(inputs)} samples, but tells the {name} of {len(members)}")
         self._hashes = hashes
         self._fingerprint: str | None = None
 
@@ -136,6 +147,7 @@ def array_source(
     licence: str = "",
     num_classes: int | None = None,
     part_of: str = "",
+    groups: Mapping[str, np.ndarray] | None = None,
 ) -> ArraySource:
     """Returns a source of uint8 images ``[N, C, H, W]``; mean and deviation are computed where they are not given.
 
@@ -151,7 +163,7 @@ def array_source(
         mean, std = channel_statistics(inputs)
     shape = tuple(inputs.shape[1:])
     info = DataInfo(name, classes, shape, tuple(mean), tuple(std), tuple(class_names), tuple(augment), licence, part_of)
-    return ArraySource(inputs, targets, info)
+    return ArraySource(inputs, targets, info, groups=groups)
 
 
 def count_classes(labels: Tensor | None) -> int:

@@ -1,4 +1,4 @@
-"""Arrays in a NumPy archive: ``x_train``, ``y_train``, ``x_test``, ``y_test`` and perhaps ``names``."""
+"""Arrays in a NumPy archive: ``x_train``, ``y_train``, ``x_test``, ``y_test``, perhaps ``names`` and groups."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def npz(
     """Returns uint8 images of an ``.npz`` file.
 
     The number of classes and the statistics come from the training arrays, whichever split is asked for. Class names
-    are read from ``names`` where the file has such an array of strings. Nothing is unpickled.
+    are read from ``names`` where the file has such an array of strings, and groups of samples (patients, sources) from
+    ``group_train`` and ``group_test``. Nothing is unpickled.
 
     Args:
         split: which pair of arrays.
@@ -57,9 +58,10 @@ def npz(
     classes = len(names) or count_classes(torch.from_numpy(np.array(arrays["y_train"])))
     mean, std = channel_statistics(torch.from_numpy(np.ascontiguousarray(training))) if len(training) else ((), ())
     images = channels_first(arrays[f"x_{split}"], name, layout)
+    members = arrays.get(f"group_{split}")
     return array_source(
         images, arrays[f"y_{split}"], name=name, class_names=names, mean=mean, std=std, num_classes=classes,
-        augment=usual_augmentation(images.shape),
+        augment=usual_augmentation(images.shape), groups=None if members is None else {"group": members},
     )  # fmt: skip
 
 

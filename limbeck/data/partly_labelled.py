@@ -8,7 +8,7 @@ from torch import Tensor
 
 from limbeck import streams
 from limbeck.data.hashing import source_fingerprint
-from limbeck.data.source import Source
+from limbeck.data.source import Source, groups_of
 from limbeck.data.subsets import balanced, subset
 from limbeck.errors import DataError, RecipeError
 from limbeck.signals import UNLABELLED
@@ -29,6 +29,7 @@ class PartlyLabelled:
         self.info = source.info
         self.in_memory = source.in_memory
         self.random = source.random
+        self.groups = groups_of(source)
         self._source = source
         chosen = torch.from_numpy(np.asarray(labelled, dtype=np.int64))
         self._labels = torch.full_like(known, UNLABELLED).index_copy(0, chosen, known[chosen])

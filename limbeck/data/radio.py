@@ -136,4 +136,5 @@ def radio(
                 labels.append(label)
     inputs = torch.from_numpy(np.stack(made)[:, None].astype(np.float32))
     info = DataInfo("radio", len(modulations), (1, 2, length), class_names=tuple(modulations), licence="generated")
-    return ArraySource(inputs, torch.tensor(labels), info)
+    levels = np.tile(np.repeat(np.asarray(snr_db), frames), len(modulations))
+    return ArraySource(inputs, torch.tensor(labels), info, groups={"snr_db": levels})

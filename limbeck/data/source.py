@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -80,6 +80,16 @@ class Source(Protocol):
 
     def fingerprint(self) -> str:
         """A hash of the whole data set: its content, labels and order."""
+
+
+def groups_of(source: Source) -> Mapping[str, np.ndarray]:
+    """Returns what is known of every sample beside its class, ``[N]`` names or numbers by what they are.
+
+    A patient, a speaker, a noise level: what a sample shares with others and what a model should not be worse for. A
+    source that knows of such has an attribute ``groups``.
+    """
+    found: Mapping[str, np.ndarray] = getattr(source, "groups", {})
+    return found
 
 
 datasets: Registry[Callable[..., Source]] = Registry("data set", "limbeck.data")

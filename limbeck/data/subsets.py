@@ -12,7 +12,7 @@ from torch import Tensor
 from limbeck import streams
 from limbeck.data.arrays import ArraySource
 from limbeck.data.hashing import source_fingerprint
-from limbeck.data.source import Source
+from limbeck.data.source import Source, groups_of
 from limbeck.errors import DataError, RecipeError
 
 
@@ -32,6 +32,7 @@ class Subset:
         self.info = source.info
         self.in_memory = source.in_memory
         self.random = source.random
+        self.groups = _chosen_groups(source, chosen)
         self._source = source
         self._chosen = np.asarray(chosen, dtype=np.int64)
 
@@ -62,7 +63,11 @@ def subset(source: Source, chosen: np.ndarray) -> Source:
     if not isinstance(source, ArraySource):
         return part
     rows = source.fetch(chosen, 0)
-    return ArraySource(rows["inputs"], rows.get("labels"), source.info)
+    return ArraySource(rows["inputs"], rows.get("labels"), source.info, groups=_chosen_groups(source, chosen))
+
+
+def _chosen_groups(source: Source, chosen: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: members[chosen] for name, members in groups_of(source).items()}
 
 
 def balanced(labels: Tensor | None, total: int, count: int, keys: np.ndarray) -> np.ndarray:
@@ -153,4 +158,10 @@ def preload(source: Source) -> Source:
     if isinstance(source, ArraySource):
         return source
     parts = [source.fetch(rows, 0)["inputs"] for rows in np.array_split(np.arange(len(source)), -(-len(source) // 256))]
-    return ArraySource(torch.cat(parts), source.labels(), replace(source.info), hashes=source.content_hashes())
+    return ArraySource(
+        torch.cat(parts),
+        source.labels(),
+        replace(source.info),
+        hashes=source.content_hashes(),
+        groups=groups_of(source),
+    )
