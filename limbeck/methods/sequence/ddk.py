@@ -12,6 +12,7 @@ from limbeck.methods.sequence.base import (
     DivergenceChoice,
     SequenceMethod,
     chosen_divergence,
+    on_policy_rows,
     target_loss,
 )
 from limbeck.signals import Batch, Signals, Terms
@@ -35,7 +36,7 @@ class DDK(SequenceMethod):
     (``data: {name: domains, holdout: 0.05}``), from time to time, and draws the rows that follow accordingly.
 
     Terms:
-        ce: cross-entropy with the tokens of the data.
+        ce: cross-entropy with the tokens of the data; zero on the student's own sequences.
         kd: divergence from the teacher's distributions, nats a token.
 
     Deviations: the paper does not say which way round its KL is, and writes the student first; forward KL is the
@@ -50,6 +51,7 @@ class DDK(SequenceMethod):
     """
 
     needs = Needs(student={STUDENT}, teacher={TARGET}, batch={"labels", "mask"})
+    optional_entries = frozenset({"on_policy"})
     selection = "domain_discrepancy"
 
     def __init__(
@@ -73,6 +75,6 @@ class DDK(SequenceMethod):
             "ce": LabelLoss(labels),
             "kd": target_loss(self.divergence, teacher, student, temperature=self.temperature),
         }
-        return {
-            name: self.averaged(values, mask) for name, values in self.position_losses(student, losses, mask).items()
-        }
+        values = self.position_losses(student, losses, mask)
+        given = values["ce"] * on_policy_rows(batch, mask)
+        return {"ce": self.averaged(given, mask), "kd": self.averaged(values["kd"], mask)}

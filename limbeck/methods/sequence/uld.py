@@ -76,7 +76,7 @@ class ULD(SequenceMethod):
         values = self.position_losses(student, {"uld": loss}, compared)["uld"]
         given = on_policy_rows(batch, pair.mask)
         tokens = self.position_losses(student, {"ce": LabelLoss(pair.labels)}, given)["ce"]
-        return {"ce": Term(tokens, given), "uld": self.averaged(values, compared)}
+        return {"ce": Term(tokens, pair.mask), "uld": self.averaged(values, compared)}
 
     def _paired(self, pair: TextPair) -> TextPair:
         if self.alignment == "boundaries":

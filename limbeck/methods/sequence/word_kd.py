@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from limbeck.functional.sequences import sequence_means
 from limbeck.functional.sparse_targets import Reading
 from limbeck.functional.token_losses import LabelLoss
 from limbeck.hyperparameters import Fraction, Positive
@@ -54,7 +55,8 @@ class WordKD(SequenceMethod):
         sparse: how targets are read of which only the largest classes are known.
         average: ``token_mean`` over all tokens of the batch, or ``sequence_mean`` over sequences of their means.
         tokens: a selector of tokens by name, or a dict of its ``name`` and options: ``kd`` is then the mean over the
-            tokens that it takes, each with its weight. All tokens when None.
+            tokens that it takes, each with its weight. Where it leaves tokens out, ``token_mean`` is over those of
+            the whole batch, which then cannot be split. All tokens when None.
     """
 
     needs = Needs(student={STUDENT}, teacher={TARGET}, batch={"labels", "mask"})
@@ -93,4 +95,7 @@ class WordKD(SequenceMethod):
         if self.tokens is None:
             return {"ce": ce, "kd": self.averaged(values["kd"], mask)}
         choice = chosen_tokens(self.tokens, {"student": student, "teacher": teacher}, mask)
-        return {"ce": ce, "kd": self.averaged(values["kd"] * choice.share, choice.chosen)}
+        weighted = values["kd"] * choice.share
+        if self.average == "sequence_mean":
+            return {"ce": ce, "kd": Term(sequence_means(weighted, choice.chosen), mask.bool().any(-1))}
+        return {"ce": ce, "kd": Term(weighted, choice.chosen)}
