@@ -53,12 +53,15 @@ def check_recipe(recipe: str | Path | dict[str, Any], overrides: Sequence[str] =
     for spec in loaded.stages:
         # Weights of earlier stages do not exist yet; shapes, time and memory do not depend on them.
         built = build_stage(loaded, spec, trust=trust, earlier=lambda name, model: None)
-        rows, cost = _describe(built)
         title = f"stage {spec.name}: {spec.method_name} on {spec.data.name}"
-        tables[title] = rows
-        seconds += cost
+        tables[title] = _parts(built)
         if built.text:
             findings[title] = examine(built, spec)
+        if not any(f.severity == "error" for f in findings.get(title, ())):
+            # A step of what is known to be wrong would say less than the findings do.
+            rows, cost = _measured(built)
+            tables[title] += rows
+            seconds += cost
     return Checked(tables, _verdict(findings, seconds), findings)
 
 
@@ -70,11 +73,22 @@ def _verdict(findings: Mapping[str, Sequence[Finding]], seconds: float) -> str:
     return f"the recipe works{looked}; it will take about {duration(seconds)} on this machine"
 
 
-def _describe(built: BuiltStage) -> tuple[list[tuple[str, str]], float]:
+def _parts(built: BuiltStage) -> list[tuple[str, str]]:
+    """What a stage is made of."""
+    data, batch = built.data, built.stage.first_batch()
+    return [
+        ("samples", f"{len(data.train)} to train, {len(data.held)} to judge ({data.split})"),
+        *(_text_rows(built, batch) if built.text else [("inputs", _inputs(built, batch))]),
+        *((f"role {name}", _role(name, built)) for name in built.stage.observers),
+        *((f"taps of {name}", taps) for name, taps in _taps(built)),
+    ]
+
+
+def _measured(built: BuiltStage) -> tuple[list[tuple[str, str]], float]:
+    """What a stage gives and costs, found by a few steps of which nothing is kept."""
     stage, data = built.stage, built.data
-    batch = stage.first_batch()
-    text = data.train.info.num_classes if built.text else 0
-    memory = forecast_memory(stage, vocabulary=text)
+    terms = _terms(built)
+    memory = forecast_memory(stage, vocabulary=data.train.info.num_classes if built.text else 0)
     step = step_seconds(stage)
     started = time.perf_counter()
     quick_look(stage.student(), data, built.task)
@@ -83,11 +97,7 @@ def _describe(built: BuiltStage) -> tuple[list[tuple[str, str]], float]:
     evaluations = stage.settings.epochs // every if every else 1
     total = step * stage.total_steps + evaluation * evaluations
     rows = [
-        ("samples", f"{len(data.train)} to train, {len(data.held)} to judge ({data.split})"),
-        *(_text_rows(built, batch) if built.text else [("inputs", _inputs(built, batch))]),
-        *((f"role {name}", _role(name, built)) for name in stage.observers),
-        *((f"taps of {name}", taps) for name, taps in _taps(built)),
-        ("terms", _terms(built)),
+        ("terms", terms),
         ("steps", f"{stage.total_steps} of {1000 * step:.1f} ms, and {evaluations} evaluations of {evaluation:.2f} s"),
         ("time", duration(total)),
         *_memory_rows(memory),

@@ -95,7 +95,7 @@ def check_ends(
             )
         )
     turn = turn_end(tokenizer) if conversations else None
-    if turn is not None and turn not in {*stops, end}:
+    if turn is not None and turn not in stops and (turn != end or not findings):
         learns = " and will learn it" if trained else ""
         findings.append(
             Finding(
