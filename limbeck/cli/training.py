@@ -38,7 +38,7 @@ def run(
     ] = None,
     trust: Trust = False,
 ) -> None:
-    """Train what a recipe says, or run a comparison (a file with `arms`) such as `lm/quickstart`.
+    """Train what a recipe says, or run a comparison (`arms`, see `lm/quickstart`) or lab (`lm/teacher_hacking`).
 
     Ctrl-C saves the state; the same command continues, and ends with the same bits as a run that was never stopped.
     Several processes share the work with `torchrun --nproc_per_node 2 -m limbeck run ...`.
@@ -46,6 +46,7 @@ def run(
     Example: `limbeck run fashion_mnist_dkd train.epochs=5 seed=1`
     """
     from limbeck.recipes.arms import holds_arms, run_arms
+    from limbeck.recipes.hacking.spec import holds_lab
     from limbeck.recipes.load import read_mapping
     from limbeck.recipes.run import run_recipe
     from limbeck.report.progress import ConsoleReporter, show_results
@@ -58,6 +59,15 @@ def run(
             compared = run_arms(data, overrides or [], name=recipe, out=out, trust=trust, reporter=reporter)
         show_arms(compared)
         typer.echo(f"wrote {report_arms(compared)}")
+        return
+    if holds_lab(data):
+        from limbeck.recipes.hacking.lab import run_lab
+        from limbeck.report.hacking import report_lab, show_lab
+
+        with ConsoleReporter() as reporter:
+            found = run_lab(data, overrides or [], name=recipe, out=out, trust=trust, reporter=reporter)
+        show_lab(found)
+        typer.echo(f"wrote {report_lab(found)}")
         return
     with ConsoleReporter(quiet=not is_first_process()) as reporter:
         finished = run_recipe(recipe, overrides or [], out=out, trust=trust, reporter=reporter)

@@ -79,7 +79,7 @@ class Stage:
         transforms: Sequence[Transform] = (),
         labels: Tensor | None = None,
         num_classes: int | None = None,
-        evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+        evaluate: Callable[[nn.Module], dict[str, Any]] | None = None,
         folder: RunFolder | None = None,
         name: str = "train",
         seed: int = 0,

@@ -93,10 +93,11 @@ def _student_arm(name: str, group: Sequence[RunRecord]) -> Arm:
 
 
 def kind_of(method: str) -> Kind:
-    """Whether a method learns from a teacher: methods of the family ``arm`` are there for comparison and do not."""
+    """Whether a method learns from a teacher: fine-tuning and methods of the family ``arm`` do not."""
     from limbeck.methods import methods
 
-    return "baseline" if method in methods and methods[method].about.get("family") == "arm" else "distilled"
+    alone = method == "sft" or (method in methods and methods[method].about.get("family") == "arm")
+    return "baseline" if alone else "distilled"
 
 
 def _title(method: str) -> str:

@@ -13,12 +13,14 @@ from limbeck.engine.checkpoint import write_atomically
 from limbeck.evaluate import Measure, Spread, measures, of_teacher
 from limbeck.recipes.arms import FinishedArms
 from limbeck.recipes.check import duration
-from limbeck.report.figures.canvas import Drawing
+from limbeck.report.arms import Arm, kind_of
+from limbeck.report.language_sections import figures, hacking_warnings, tables, writing_tables
 from limbeck.report.page import render
 from limbeck.report.runs import RunRecord, read_run
-from limbeck.report.sections import Cell, Column, Figure, Figures, Listing, Section, Table, Text
+from limbeck.report.sections import Cell, Column, Listing, Section, Table, Text
 
 TEACHER = "teacher"
+_OVERVIEW = ("token_loss", "token_agreement", "size")
 _LOSS = "token_loss.loss"
 _KL = "token_agreement.kl_teacher_student"
 Rows = dict[str, tuple[Mapping[str, Any], ...]]
@@ -96,8 +98,7 @@ def show_arms(finished: FinishedArms) -> None:
 
 
 def _shown(found: Rows) -> list[Measure]:
-    first = next(rows[0] for label, rows in found.items() if label != TEACHER)
-    return [m for m in measures(first) if any(_spread(rows, m) is not None for rows in found.values())]
+    return [m for m in measures(_OVERVIEW) if any(_spread(rows, m) is not None for rows in found.values())]
 
 
 def _time(finished: FinishedArms, label: str) -> str:
@@ -121,7 +122,11 @@ def report_arms(finished: FinishedArms, out: Path | None = None) -> Path:
     found = results_of(finished)
     records = {label: [read_run(folder) for folder in folders] for label, folders in finished.runs.items()}
     sections: list[Section] = [Text("", verdicts(found) or ("There is no arm 'sft' to compare with.",), tone="lead")]
-    sections += [_table(finished, found), *_curves(records), *_writing(found)]
+    arms = _arms(found, records)
+    shown = [table for table in tables(arms) if table is not None and table.title != "Results"]
+    sections += [_table(finished, found), *shown]
+    sections += [warned] if (warned := hacking_warnings(arms)) is not None else []
+    sections += [*figures(arms), *writing_tables(arms)]
     sections += [_recipe_of(label, group[0]) for label, group in records.items()]
     if finished.seconds:
         lines = "\n".join(f"{what}: {duration(seconds)}" for what, seconds in finished.seconds.items())
@@ -130,6 +135,15 @@ def report_arms(finished: FinishedArms, out: Path | None = None) -> Path:
     path = out or finished.folder / "report.html"
     write_atomically(path, page.encode())
     return path
+
+
+def _arms(found: Rows, records: Mapping[str, Sequence[RunRecord]]) -> list[Arm]:
+    """The students as arms of a report, the teacher first."""
+    teacher = [Arm(TEACHER, "teacher", found[TEACHER])] if TEACHER in found else []
+    return teacher + [
+        Arm(label, kind_of(group[0].method), found[label], tuple(r.history for r in group if r.history))
+        for label, group in records.items()
+    ]
 
 
 def _subtitle(found: Rows, records: Mapping[str, Sequence[RunRecord]]) -> str:
@@ -161,53 +175,6 @@ def _best(measure: Measure, found: Rows) -> float | None:
     if not means or not measure.better:
         return None
     return max(means) if measure.better == "higher" else min(means)
-
-
-def _curves(records: Mapping[str, Sequence[RunRecord]]) -> list[Section]:
-    """Held-out loss after every epoch that was evaluated, of each arm's first seed; nothing below two points."""
-    lines = {
-        label: [(r["epoch"] + 1, r["evaluation"]["held_out_loss"]) for r in group[0].history if "evaluation" in r]
-        for label, group in records.items()
-    }
-    if not any(len(points) > 1 for points in lines.values()):
-        return []
-    drawing = Drawing("held-out loss by epoch")
-    with drawing.axes() as axes:
-        for label, points in lines.items():
-            axes.plot(*zip(*points), label=label, marker="o", markersize=3)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel("held-out loss, nats")
-        axes.legend(frameon=False)
-    figure = Figure("Held-out loss", drawing.svg(), "Held-out loss of each arm after every epoch", "First seed.")
-    return [Figures("The course of training", (figure,))]
-
-
-def _writing(found: Rows) -> list[Section]:
-    """What everybody writes after the same prompts, a table a prompt."""
-    samples = {
-        label: rows[0]["writing"]["samples"]
-        for label, rows in found.items()
-        if label != TEACHER and rows and rows[0].get("writing", {}).get("samples")
-    }
-    if not samples:
-        return []
-    first = next(iter(samples.values()))
-    sections: list[Section] = []
-    for number, sample in enumerate(first):
-        rows = [("the text", sample["truth"])]
-        teacher = next((s[number]["teacher"] for s in samples.values() if "teacher" in s[number]), None)
-        rows += [(TEACHER, teacher)] if teacher is not None else []
-        rows += [(label, s[number]["student"]) for label, s in samples.items()]
-        cells = tuple((Cell(who), Cell(_visible(text))) for who, text in rows)
-        columns = (Column("Who", numeric=False), Column("writes on, greedily", numeric=False))
-        title = f"After “{_visible(sample['prompt'])[-120:]}”"
-        sections.append(Table(title, columns, cells))
-    return sections
-
-
-def _visible(text: str) -> str:
-    """Returns a text in one line; what is empty or only line breaks is told."""
-    return " ".join(text.split()) or "(nothing but white space)"
 
 
 def _recipe_of(label: str, record: RunRecord) -> Listing:

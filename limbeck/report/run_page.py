@@ -14,6 +14,7 @@ from limbeck.report.arms import Arm, arms_of
 from limbeck.report.beyond import beyond_sections
 from limbeck.report.comparison import alone, best, comparison_sections
 from limbeck.report.disagreement import Images, disagreements
+from limbeck.report.language_sections import is_text, language_sections
 from limbeck.report.page import render
 from limbeck.report.pictures import images_of, judged_on
 from limbeck.report.runs import RunRecord, read_run
@@ -52,22 +53,29 @@ def report_runs(
         raise RunFolderError("a report needs at least one run folder")
     records = [read_run(folder) for folder in folders]
     arms = arms_of(records)
-    names = _class_names(records)
     remarks = list(dict.fromkeys(remark for record in records for remark in record.missing))
-    sections = comparison_sections(arms, names)
-    images, no_images = _images(records)
-    sections += beyond_sections(arms, images)
-    pictures, reason = _pictures(arms, names, images, no_images)
-    sections += [pictures] if pictures is not None else []
+    if all(is_text(record.stage) for record in records):
+        # Nobody keeps all logits of a text.
+        sections, remarks = language_sections(arms), [r for r in remarks if not r.startswith("the predictions")]
+    else:
+        sections, reason = _image_sections(arms, records)
+        remarks += [f"pictures of disagreements: {reason}"] if reason else []
     sections += [*extra, *_details(records)]
-    if reason:
-        remarks.append(f"pictures of disagreements: {reason}")
     if remarks:
         sections.append(Text("What is not in this report", tuple(_sentence(remark) for remark in remarks), tone="note"))
     page = render(
         title or _title(records, arms), sections, subtitle=subtitle or _subtitle(records), footer=_machine(records)
     )
     return _written(Path(out), page)
+
+
+def _image_sections(arms: Sequence[Arm], records: Sequence[RunRecord]) -> tuple[list[Section], str]:
+    """Everything about classifiers, and why there are no pictures of disagreements; empty where there are."""
+    names = _class_names(records)
+    images, no_images = _images(records)
+    pictures, reason = _pictures(arms, names, images, no_images)
+    sections = [*comparison_sections(arms, names), *beyond_sections(arms, images)]
+    return sections + ([pictures] if pictures is not None else []), reason
 
 
 def _written(out: Path, page: str) -> Path:

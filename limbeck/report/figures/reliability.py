@@ -11,28 +11,30 @@ from limbeck.report.figures.canvas import MUTED, Drawing, short, ticker
 from limbeck.report.figures.palette import Look
 from limbeck.report.sections import Figure
 
-_ECE = Measure("calibration.ece", "Calibration error", "fraction", "lower")
-_SCALED_ECE = Measure("calibration.scaled.ece", "Calibration error", "fraction", "lower")
 _FEWEST = 0.002
 _SHOWN = 4
 
 
-def reliability(arms: Sequence[Arm], looks: Mapping[str, Look], *, scaled: bool = False) -> Figure | None:
+def reliability(
+    arms: Sequence[Arm], looks: Mapping[str, Look], *, scaled: bool = False, evaluation: str = "calibration"
+) -> Figure | None:
     """Draws accuracy against confidence, pooled over the seeds; None where no arm has a calibration curve.
 
     Args:
         arms: what is drawn.
         looks: how.
         scaled: draw what is left after temperature scaling.
+        evaluation: whose results hold the curve.
     """
-    pooled = {arm.name: _pooled(arm, scaled) for arm in arms}
-    error = _SCALED_ECE if scaled else _ECE
+    where = f"{evaluation}.scaled" if scaled else evaluation
+    pooled = {arm.name: _pooled(arm, where) for arm in arms}
+    error = Measure(f"{where}.ece", "Calibration error", "fraction", "lower")
     shown = [arm for arm in arms if pooled[arm.name]]
     if not shown:
         return None
     # The teacher, the student alone and the best of the distilled ones say most.
     shown = shown[:_SHOWN]
-    drawing = Drawing("reliability after scaling" if scaled else "reliability")
+    drawing = Drawing(f"reliability, {where}")
     with drawing.axes() as axes:
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
         axes.annotate("perfectly calibrated", (0.15, 0.05), color=MUTED, fontsize=8)
@@ -70,9 +72,9 @@ def reliability(arms: Sequence[Arm], looks: Mapping[str, Look], *, scaled: bool 
     return Figure(title, drawing.svg(), f"Reliability diagram: {errors}.", caption)
 
 
-def _pooled(arm: Arm, scaled: bool = False) -> list[tuple[float, float, float]]:
+def _pooled(arm: Arm, where: str) -> list[tuple[float, float, float]]:
     """Confidence, accuracy and share of the samples for each bin, over all seeds."""
-    curves = [c for results in arm.results if isinstance(c := _curve(results, scaled), Mapping)]
+    curves = [c for results in arm.results if isinstance(c := _curve(results, where), Mapping)]
     bins: list[tuple[float, float, float]] = []
     total = sum(sum(curve["samples"]) for curve in curves)
     for number in range(max((len(curve["samples"]) for curve in curves), default=0)):
@@ -89,8 +91,8 @@ def _pooled(arm: Arm, scaled: bool = False) -> list[tuple[float, float, float]]:
     return bins
 
 
-def _curve(results: Mapping[str, Any], scaled: bool) -> Any:
-    calibration = results.get("calibration")
-    if scaled and isinstance(calibration, Mapping):
-        calibration = calibration.get("scaled")
-    return calibration.get("curve") if isinstance(calibration, Mapping) else None
+def _curve(results: Mapping[str, Any], where: str) -> Any:
+    found: Any = results
+    for part in where.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found.get("curve") if isinstance(found, Mapping) else None
