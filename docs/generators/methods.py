@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from limbeck.bench.page import further_measures
 from limbeck.bench.table import Summary
 from limbeck.evaluate.measure import Measure
 from limbeck.evaluate.spread import Spread
@@ -177,17 +178,20 @@ def _results(method: Explanation) -> str:
 
 def measured_table(result: Measured, *, own: str | None = None) -> str:
     """Returns how the arms of a comparison did; the rows of a method's own arms are bold."""
-    rows = [_bold(_arm(a), a.method == own and a.arm not in REFERENCE_ARMS) for a in result.summaries]
+    further = further_measures(result.summaries)
+    rows = [_bold(_arm(a, further), a.method == own and a.arm not in REFERENCE_ARMS) for a in result.summaries]
     pair = f"`{result.teacher}` to `{result.student}`" if result.teacher else f"`{result.student}`"
     words = (
         f"{pair} on {result.data}, {result.epochs} epochs; last epoch, {result.split} data, "
         f"mean and deviation over seeds (comparison `{result.suite}`)."
     )
-    header = ["Arm", "Accuracy", "Over `none`", "Over `kd`", "Agreement", "ECE", "Seeds", "Seconds"]
-    return f"{words}\n\n{table(header, rows, right=range(1, 8))}"
+    crossed = "Runs" if any(arm.folds for arm in result.summaries) else "Seeds"
+    titles = [measure.title for measure in further]
+    header = ["Arm", "Accuracy", "Over `none`", "Over `kd`", "Agreement", "ECE", *titles, crossed, "Seconds"]
+    return f"{words}\n\n{table(header, rows, right=range(1, len(header)))}"
 
 
-def _arm(arm: Summary) -> list[str]:
+def _arm(arm: Summary, further: Sequence[Measure]) -> list[str]:
     return [
         f"`{arm.arm}`",
         _ACCURACY.text(Spread(arm.mean, arm.spread, arm.seeds)),
@@ -195,6 +199,7 @@ def _arm(arm: Summary) -> list[str]:
         gain_text(arm.gain_over_kd),
         "–" if math.isnan(arm.agreement) else _ACCURACY.text(arm.agreement),
         "–" if math.isnan(arm.ece) else f"{arm.ece:.4f}",
+        *(measure.text(arm.measures.get(measure.key)) for measure in further),
         str(arm.seeds),
         "–" if math.isnan(arm.seconds) else f"{arm.seconds:.0f}",
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from limbeck.bench.table import Row, Summary, apart, summarise
 from limbeck.engine.checkpoint import write_atomically
 from limbeck.evaluate import measures
+from limbeck.evaluate.measure import Measure
 from limbeck.report.arms import Arm, kind_of, ordered
 from limbeck.report.figures.palette import palette
 from limbeck.report.figures.ranking import ranking
@@ -48,7 +49,8 @@ def findings(summaries: Sequence[Summary]) -> list[str]:
     """Returns what a comparison says, in sentences that claim no more than its seeds allow."""
     by_arm = {s.arm: s for s in summaries}
     best = summaries[0]
-    said = [f"Best mean accuracy: {best.arm}, {_percent(best.mean, best.spread)} over {best.seeds} seeds."]
+    what = f"runs, {best.folds} folds each" if best.folds else "seeds"
+    said = [f"Best mean accuracy: {best.arm}, {_percent(best.mean, best.spread)} over {best.seeds} {what}."]
     for base in ("none", "kd"):
         if base not in by_arm:
             continue
@@ -77,11 +79,19 @@ def _terms_of(about: str, rows: Sequence[Row]) -> list[str]:
     teacher = [r.teacher_accuracy for r in rows if not math.isnan(r.teacher_accuracy)]
     with_accuracy = f" (accuracy {100 * teacher[0]:.2f} %)" if teacher else ""
     seeds = sorted({r.seed for r in rows})
+    folds = sorted({r.fold for r in rows if r.fold is not None})
+    crossed = (
+        f" Every arm and seed was run once for each of {len(folds)} folds of the data; they share training samples, so "
+        "the spread over them is somewhat smaller than that over data drawn anew."
+        if folds
+        else ""
+    )
     return [
         f"Data {first.data}; teacher {first.teacher}{with_accuracy}; student {first.student}; "
         f"judged on the {first.split} data.",
         f"Seeds {', '.join(map(str, seeds))}. With a seed, every arm starts from the same weights and sees "
-        f"the same samples in the same order. Figures are those of the last epoch. Measured on {first.processor}.",
+        f"the same samples in the same order. Figures are those of the last epoch. "
+        f"Measured on {first.processor}.{crossed}",
     ]
 
 
@@ -103,6 +113,7 @@ def _ranking(rows: Sequence[Row]) -> Figure | None:
 
 def _table(summaries: Sequence[Summary]) -> Table:
     best = max(s.mean for s in summaries)
+    further = further_measures(summaries)
     rows = tuple(
         (
             Cell(s.arm),
@@ -111,11 +122,22 @@ def _table(summaries: Sequence[Summary]) -> Table:
             Cell(_signed(s.gain_over_kd), s.gain_over_kd),
             Cell(_or_dash(s.agreement, f"{100 * s.agreement:.1f} %"), s.agreement),
             Cell(_or_dash(s.ece, f"{100 * s.ece:.1f} %"), s.ece),
+            *(
+                Cell(m.text(s.measures.get(m.key)), s.measures[m.key].mean if m.key in s.measures else None)
+                for m in further
+            ),
             Cell(_or_dash(s.seconds, f"{s.seconds:.0f}"), s.seconds),
         )
         for s in summaries
     )
-    return Table("All arms", _COLUMNS, rows, "Sorted by accuracy.")
+    columns = (*_COLUMNS[:-1], *(Column(m.title, m.explanation) for m in further), _COLUMNS[-1])
+    return Table("All arms", columns, rows, "Sorted by accuracy.")
+
+
+def further_measures(summaries: Sequence[Summary]) -> list[Measure]:
+    """Returns the measures that some arm has beside those that every comparison tells, as far as they are known."""
+    keys = dict.fromkeys(key for s in summaries for key in s.measures)
+    return [m for m in measures(dict.fromkeys(key.partition(".")[0] for key in keys)) if m.key in keys]
 
 
 def _percent(mean: float, spread: float) -> str:

@@ -13,7 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from limbeck.bench.page import write_page
-from limbeck.bench.suite import load_suite
+from limbeck.bench.suite import Suite, load_suite
 from limbeck.bench.table import Row, write_csv
 from limbeck.errors import LimbeckError
 from limbeck.recipes.load import as_plain
@@ -48,7 +48,7 @@ def run_suite(
     """
     name, suite = load_suite(where, overrides)
     folder = out or Path("runs") / f"bench-{name}"
-    recipes = suite.recipes()
+    recipes = suite.recipes(_prepare(suite, folder, workers=workers, trust=trust))
     failures: dict[str, str] = {}
     for label, problem in run_recipes(recipes, folder, workers=workers, trust=trust):
         if problem:
@@ -65,6 +65,19 @@ def run_suite(
         said += f"; and {len(failures) - len(shown)} more" if len(failures) > len(shown) else ""
         raise LimbeckError(f"{len(failures)} of {len(recipes)} runs failed ({said}). The others are in '{page}'")
     return page
+
+
+def _prepare(suite: Suite, folder: Path, *, workers: int | None, trust: bool) -> dict[str, Path]:
+    """Runs what the arms build on and returns its folders.
+
+    Raises:
+        LimbeckError: one of them failed, without which there is nothing to compare.
+    """
+    recipes, within = suite.preparations(), folder / "prepared"
+    for name, problem in run_recipes(recipes, within, workers=workers, trust=trust) if recipes else ():
+        if problem:
+            raise LimbeckError(f"what the comparison builds on failed, {name}: {problem}")
+    return {name: run_folder(within, name, seed) for name, seed in recipes}
 
 
 def run_folder(folder: Path, label: str, seed: int) -> Path:

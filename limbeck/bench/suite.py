@@ -3,56 +3,151 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, Field
 
 from limbeck.errors import RecipeError, UnknownNameError, suggest
 from limbeck.hyperparameters import WholeNumber, validated_model
-from limbeck.recipes.load import load_recipe, with_overrides
+from limbeck.recipes.load import STAGE_KEYS, laid_over, load_recipe, with_overrides
 from limbeck.recipes.schema import Recipe
 
 ALWAYS = ("none", "label_smoothing", "kd")
 """Arms that every comparison has, so that a gain is always seen next to what it costs nothing to have."""
+_FOLD = " fold "
+_PREPARED = "$prepared/"
+
+
+def label_of(arm: str, fold: int | None) -> str:
+    """Returns what the runs of an arm, and of a fold of the data where there are folds, are called.
+
+    Example:
+        >>> label_of("kd", None), label_of("kd", 2)
+        ('kd', 'kd fold 2')
+    """
+    return arm if fold is None else f"{arm}{_FOLD}{fold}"
+
+
+def arm_of(label: str) -> tuple[str, int | None]:
+    """Returns the arm and the fold of what :func:`label_of` made."""
+    arm, found, fold = label.rpartition(_FOLD)
+    return (arm, int(fold)) if found else (label, None)
 
 
 class Suite(BaseModel):
-    """A comparison. Each arm changes the method of the common recipe, and may change other sections."""
+    """A comparison. Each arm changes the method of the common recipe, and may change other sections.
+
+    Where the common recipe has several stages, an arm changes the last one, unless it names stages of its own.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     about: str = Field("", description="one line for people")
     recipe: dict[str, Any] = Field(description="what all arms share: data, roles, train, evaluate")
     seeds: tuple[WholeNumber, ...] = Field((0, 1, 2), min_length=1, description="seeds of every arm")
+    folds: Annotated[int, Ge(2)] | None = Field(
+        None,
+        description="cross-validation: every arm and seed runs once for each fold, with the data's options fold and "
+        "folds",
+    )
+    prepare: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="recipes that run once before the arms; `$prepared/NAME` is the folder of such a run, in weights "
+        "for example",
+    )
     arms: dict[str, dict[str, Any]] = Field(
         description="by label: `method` (the one called like the arm when absent), and sections that differ"
     )
 
-    def recipes(self) -> dict[tuple[str, int], Recipe]:
-        """Returns the recipe of each arm and seed.
+    def recipes(self, prepared: Mapping[str, Path] | None = None) -> dict[tuple[str, int], Recipe]:
+        """Returns the recipe of each arm, and fold where there are any, by label (:func:`label_of`) and seed.
+
+        Args:
+            prepared: the run folder of each recipe of ``prepare``; folders of these names when None.
 
         Raises:
             RecipeError: an arm is no recipe; the message names the arm and the key.
         """
+        where = {name: Path(name) for name in self.prepare} if prepared is None else prepared
         arms: dict[str, dict[str, Any]] = {**{label: {} for label in ALWAYS}, **self.arms}
-        return {(label, seed): self._recipe(label, arm, seed) for label, arm in arms.items() for seed in self.seeds}
+        folds = [None] if self.folds is None else range(self.folds)
+        return {
+            (label_of(name, fold), seed): self._recipe(name, _in_place(arm, where), seed, fold, where)
+            for name, arm in arms.items()
+            for fold in folds
+            for seed in self.seeds
+        }
 
-    def _recipe(self, label: str, arm: dict[str, Any], seed: int) -> Recipe:
-        data = copy.deepcopy(self.recipe)
+    def preparations(self) -> dict[tuple[str, int], Recipe]:
+        """Returns the recipes that run before the arms, by name and seed: the comparison's first.
+
+        Raises:
+            RecipeError: one is no recipe; the message names it.
+        """
+        found = {}
+        for name, data in self.prepare.items():
+            try:
+                found[name, self.seeds[0]] = load_recipe({"seed": self.seeds[0], **data})
+            except RecipeError as error:
+                raise RecipeError(f"prepare '{name}': {error}") from None
+        return found
+
+    def _recipe(
+        self, name: str, arm: dict[str, Any], seed: int, fold: int | None, prepared: Mapping[str, Path]
+    ) -> Recipe:
+        data = _in_place(copy.deepcopy(self.recipe), prepared)
         if not {"method", "methods", "stages"} & set(arm):
-            data["method"] = {"name": label}
-        for key, value in arm.items():
-            inherited = data.get(key)
-            merge = isinstance(value, dict) and isinstance(inherited, dict) and key in ("train", "roles", "data")
-            data[key] = {**inherited, **value} if merge else value  # type: ignore[dict-item]
+            arm = {**arm, "method": {"name": name}}
+        changed = {key: value for key, value in arm.items() if key in STAGE_KEYS}
+        rest = {key: value for key, value in arm.items() if key not in changed}
         try:
+            if fold is not None and "data" in changed:  # the folds of all stages are those of the same data
+                data = {**data, **laid_over({"data": data.get("data")}, {"data": changed.pop("data")})}
+            if "stages" in data and "stages" not in rest:
+                data["stages"] = [*data["stages"][:-1], laid_over(data["stages"][-1], changed)]
+                data.update(rest)
+            else:
+                _change(data, {**changed, **rest})
+            if fold is not None:
+                _choose_fold(data, fold, self.folds)
             return load_recipe({**data, "seed": seed})
         except RecipeError as error:
-            raise RecipeError(f"arm '{label}': {error}") from None
+            raise RecipeError(f"arm '{name}': {error}") from None
+
+
+def _change(data: dict[str, Any], arm: dict[str, Any]) -> None:
+    """Lays an arm's sections over the common recipe; those that describe more than one thing are merged."""
+    for key, value in arm.items():
+        inherited = data.get(key)
+        merge = isinstance(value, dict) and isinstance(inherited, dict) and key in ("train", "roles", "data")
+        data[key] = {**inherited, **value} if merge else value  # type: ignore[dict-item]
+
+
+def _choose_fold(data: dict[str, Any], fold: int, folds: int | None) -> None:
+    """Sets the fold of the data, which all stages share."""
+    given = data.get("data")
+    if not isinstance(given, dict) or any("data" in stage for stage in data.get("stages", ())):
+        raise RecipeError("a cross-validation sets the data's fold, so all stages share `data: {name: ...}`")
+    data["data"] = {**given, "options": {**given.get("options", {}), "fold": fold, "folds": folds}}
+
+
+def _in_place(value: Any, prepared: Mapping[str, Path]) -> Any:
+    """Puts run folders where ``$prepared/NAME`` stands."""
+    if isinstance(value, dict):
+        return {key: _in_place(entry, prepared) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_in_place(entry, prepared) for entry in value]
+    if not isinstance(value, str) or not value.startswith(_PREPARED):
+        return value
+    name = value.removeprefix(_PREPARED)
+    if name not in prepared:
+        raise RecipeError(f"'{value}' names nothing that this comparison prepares. {suggest(name, prepared)}")
+    return str(prepared[name])
 
 
 def shipped() -> list[str]:

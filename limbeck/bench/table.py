@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from limbeck.bench.suite import arm_of
 from limbeck.engine.run_folder import processor
 from limbeck.errors import DataError
+from limbeck.evaluate import Spread, measures
 from limbeck.recipes.schema import Recipe, RoleSpec
+
+_COLUMNS = ("accuracy", "agreement", "calibration")
+"""Evaluations of which every table has columns of its own."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class Row:
         teacher_accuracy: top-1 accuracy of the teacher; NaN without a live teacher.
         seconds: duration of the run on one thread; NaN where it was interrupted.
         processor: the machine.
+        fold: number of the fold in a cross-validation; None elsewhere.
+        measures: what further evaluations of the recipe found, by their keys, such as ``robustness_attacks.pgd``.
     """
 
     suite: str
@@ -55,11 +62,16 @@ class Row:
     teacher_accuracy: float
     seconds: float
     processor: str
+    fold: int | None = None
+    measures: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, suite: str, arm: str, seed: int, recipe: Recipe, results: dict[str, Any], seconds: float | None) -> Row:
+    def of(
+        cls, suite: str, label: str, seed: int, recipe: Recipe, results: dict[str, Any], seconds: float | None
+    ) -> Row:
         """Returns the row of a finished run."""
         last = recipe.stages[-1]
+        arm, fold = arm_of(label)
         limit = last.data.limit
         return cls(
             suite=suite,
@@ -78,6 +90,8 @@ class Row:
             teacher_accuracy=_number(results, "accuracy", "teacher", "top1"),
             seconds=math.nan if seconds is None else round(seconds, 1),
             processor=processor(),
+            fold=fold,
+            measures=_further(results),
         )
 
 
@@ -88,14 +102,16 @@ class Summary:
     Attributes:
         arm: its label.
         method: its method.
-        seeds: number of runs.
+        seeds: number of runs: seeds, times folds in a cross-validation.
         mean: mean accuracy.
         spread: standard deviation of the accuracy over seeds (n - 1); 0 with one seed.
-        gain: mean over seeds of the accuracy over the arm ``none`` of the same seed.
+        gain: mean over runs of the accuracy over the arm ``none`` of the same seed and fold.
         gain_over_kd: likewise over the arm ``kd``.
         agreement: mean agreement with the teacher.
         ece: mean expected calibration error.
         seconds: mean duration.
+        folds: number of folds; 0 where there is no cross-validation.
+        measures: what further evaluations found.
     """
 
     arm: str
@@ -108,6 +124,8 @@ class Summary:
     agreement: float
     ece: float
     seconds: float
+    folds: int = 0
+    measures: Mapping[str, Spread] = field(default_factory=dict)
 
 
 def summarise(rows: Sequence[Row]) -> list[Summary]:
@@ -127,6 +145,8 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
             agreement=_mean(r.agreement for r in runs),
             ece=_mean(r.ece for r in runs),
             seconds=_mean(r.seconds for r in runs),
+            folds=len({r.fold for r in runs} - {None}),
+            measures=_spreads(runs),
         )
         for arm, runs in arms.items()
     ]
@@ -141,12 +161,16 @@ def apart(one: Summary, other: Summary) -> int:
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Writes rows to a CSV file."""
+    """Writes rows to a CSV file; a fold, and what further evaluations found, have columns where there are any."""
+    facts = [f.name for f in fields(Row) if f.name not in ("fold", "measures")]
+    folds = ["fold"] if any(row.fold is not None for row in rows) else []
+    further = list(dict.fromkeys(key for row in rows for key in row.measures))
     with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
+        writer = csv.DictWriter(file, [*facts, *folds, *further], lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(row).items()})
+            values = {name: getattr(row, name) for name in (*facts, *folds)} | dict(row.measures)
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in values.items()})
 
 
 def read_csv(path: Path) -> list[Row]:
@@ -155,12 +179,18 @@ def read_csv(path: Path) -> list[Row]:
     Raises:
         DataError: the file is no table of a comparison.
     """
-    kinds = {f.name: {"int": int, "float": float}.get(str(f.type), str) for f in fields(Row)}
     try:
         with open(path, newline="") as file:
-            return [Row(**{name: kind(line[name]) for name, kind in kinds.items()}) for line in csv.DictReader(file)]
+            return [_row(line) for line in csv.DictReader(file)]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"'{path}' is no table of a comparison: {error}") from None
+
+
+def _row(line: dict[str, str]) -> Row:
+    kinds = {f.name: {"int": int, "float": float}.get(str(f.type), str) for f in fields(Row)}
+    further = {key: float(text) for key, text in line.items() if key not in kinds and text}
+    facts = {name: kind(line[name]) for name, kind in kinds.items() if name not in ("fold", "measures")}
+    return Row(**facts, fold=int(line["fold"]) if line.get("fold") else None, measures=further)
 
 
 def shipped_results() -> dict[str, list[Row]]:
@@ -193,9 +223,21 @@ def _number(results: dict[str, Any], *path: str) -> float:
 
 
 def _gain(runs: list[Row], base: list[Row]) -> float:
-    """Mean difference of accuracy to the run of the same seed in ``base``."""
-    of_seed = {r.seed: r.accuracy for r in base}
-    return _mean(r.accuracy - of_seed[r.seed] for r in runs if r.seed in of_seed)
+    """Mean difference of accuracy to the run of the same seed and fold in ``base``."""
+    same = {(r.seed, r.fold): r.accuracy for r in base}
+    return _mean(r.accuracy - same[r.seed, r.fold] for r in runs if (r.seed, r.fold) in same)
+
+
+def _further(results: dict[str, Any]) -> dict[str, float]:
+    """What evaluations found that have no column of their own."""
+    found = {m.key: m.read(results) for m in measures(results) if m.key.partition(".")[0] not in _COLUMNS}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _spreads(runs: Sequence[Row]) -> dict[str, Spread]:
+    keys = dict.fromkeys(key for r in runs for key in r.measures)
+    found = {key: Spread.of(r.measures[key] for r in runs if key in r.measures) for key in keys}
+    return {key: spread for key, spread in found.items() if spread is not None}
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -16,7 +16,7 @@ from limbeck.errors import RecipeError, UnknownNameError, suggest
 from limbeck.hyperparameters import explain_validation
 from limbeck.recipes.schema import DataSpec, Recipe, RoleSpec, StageSpec
 
-_STAGE_KEYS = (*StageSpec.model_fields, "methods")
+STAGE_KEYS = (*StageSpec.model_fields, "methods")
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -157,12 +157,12 @@ def _position(node: list[Any], part: str, override: str) -> int:
 def _stages_spelled_out(data: dict[str, Any]) -> dict[str, Any]:
     """Writes out the short forms: a recipe without ``stages`` has one; later stages inherit from the first."""
     if "stages" not in data:
-        first = {k: data.pop(k) for k in _STAGE_KEYS if k in data}
+        first = {k: data.pop(k) for k in STAGE_KEYS if k in data}
         return {**data, "stages": [_normalised(first)]}
     stages = data["stages"]
     if not isinstance(stages, list) or not stages or not all(isinstance(s, dict) for s in stages):
         raise RecipeError("`stages` should be a list of mappings, one a stage")
-    shared = _normalised({k: data.pop(k) for k in _STAGE_KEYS if k in data})
+    shared = _normalised({k: data.pop(k) for k in STAGE_KEYS if k in data})
     complete: list[dict[str, Any]] = []
     for number, stage in enumerate(stages):
         base = _merged(shared, complete[0] if complete else {})
@@ -227,7 +227,7 @@ def _known_keys(error: ValidationError) -> list[str]:
         "train": TrainSettings,
         "stages": StageSpec,
     }
-    keys = list(Recipe.model_fields) + list(_STAGE_KEYS)
+    keys = list(Recipe.model_fields) + list(STAGE_KEYS)
     for item in error.errors():
         if item["type"] == "extra_forbidden":
             sections = [str(p) for p in item["loc"][:-1] if str(p) in models]

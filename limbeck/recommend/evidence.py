@@ -158,8 +158,8 @@ def _compared(wish: Wish, own: Sequence[Row], arms: Mapping[str, Sequence[Row]])
 
 
 def _gains(own: Sequence[Row], base: Sequence[Row]) -> list[float]:
-    of_seed = {row.seed: row.accuracy for row in base}
-    return [row.accuracy - of_seed[row.seed] for row in own if row.seed in of_seed]
+    same = {(row.seed, row.fold): row.accuracy for row in base}
+    return [row.accuracy - same[row.seed, row.fold] for row in own if (row.seed, row.fold) in same]
 
 
 def closeness(wish: Wish, row: Row) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from limbeck.bench.suite import load_suite
+from limbeck.bench.suite import arm_of, load_suite
 from limbeck.bench.suite import shipped as shipped_suites
 from limbeck.bench.table import Row, read_csv, shipped_results
 from limbeck.errors import LimbeckError, RecipeError, UnknownNameError
@@ -193,7 +193,7 @@ def _recorded(suite: str, evidence: Evidence) -> Recipe:
     """The recipe with which an arm was run; for a comparison that is not shipped, the method with its defaults."""
     if suite in shipped_suites():
         recipes = load_suite(suite)[1].recipes()
-        found = next((recipe for (label, _), recipe in recipes.items() if label == evidence.arm), None)
+        found = next((r for (label, _), r in recipes.items() if arm_of(label)[0] == evidence.arm), None)
         if found is not None:
             return found
     source = evidence.comparisons[0]

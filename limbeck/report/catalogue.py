@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from limbeck.bench.page import further_measures
 from limbeck.data.source import datasets
 from limbeck.data.text.source import texts
 from limbeck.errors import UnknownNameError, suggest
@@ -150,7 +151,10 @@ def _show_measured(console: Console, measured: tuple[Measured, ...]) -> None:
         console.print("\n[bold]Measured[/]  no measured result yet")
         return
     for result in measured:
-        table = _table("arm", "accuracy", "over none", "over kd", "agreement", "ECE", "seeds")
+        further = further_measures(result.summaries)
+        runs = "runs" if any(arm.folds for arm in result.summaries) else "seeds"
+        names = [measure.title for measure in further]
+        table = _table("arm", "accuracy", "over none", "over kd", "agreement", "ECE", *names, runs)
         for arm in result.summaries:
             table.add_row(
                 arm.arm,
@@ -159,6 +163,7 @@ def _show_measured(console: Console, measured: tuple[Measured, ...]) -> None:
                 gain_text(arm.gain_over_kd),
                 "–" if math.isnan(arm.agreement) else _ACCURACY.text(arm.agreement),
                 "–" if math.isnan(arm.ece) else f"{arm.ece:.4f}",
+                *(measure.text(arm.measures.get(measure.key)) for measure in further),
                 str(arm.seeds),
             )
         console.print(

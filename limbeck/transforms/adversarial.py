@@ -43,7 +43,7 @@ class PGDExamples(ModelTransform):
             do; ``uniform`` draws from the whole box; ``inputs`` begins at the image itself.
         objective: what grows: ``labels`` the cross-entropy with the labels; ``margin`` the lead of the best wrong
             class, as Carlini and Wagner's; ``prediction`` the divergence from the student's clean prediction, as in
-            TRADES.
+            TRADES; ``teacher`` that from the teacher's clean prediction, as in RSLAD.
         seed: seed of the run.
         num_classes: number of classes.
     """
@@ -57,13 +57,15 @@ class PGDExamples(ModelTransform):
         step_size: Positive = 2 / 255,
         steps: Count = 10,
         start: Literal["gaussian", "uniform", "inputs"] = "gaussian",
-        objective: Literal["labels", "margin", "prediction"] = "labels",
+        objective: Literal["labels", "margin", "prediction", "teacher"] = "labels",
         seed: int,
         num_classes: int,
     ) -> None:
         super().__init__(seed=seed, num_classes=num_classes)
         self.eps, self.step_size, self.steps = eps, step_size, steps
         self.start, self.objective = start, objective
+        if objective == "teacher":
+            self.runs = ("student", "teacher")
 
     def __call__(self, batch: Batch) -> Batch:
         """Returns the batch with ``adversarial_inputs``.
@@ -92,6 +94,10 @@ class PGDExamples(ModelTransform):
         if self.objective == "prediction":
             clean = logits_of(self.observers["student"], batch, batch["inputs"])
             return lambda logits: kl(logits, clean, reduction="none")
+        if self.objective == "teacher":
+            soft = self.observers["teacher"](batch).logits
+            assert soft is not None
+            return lambda logits: kl(logits, soft, reduction="none")
         labels = batch.get("labels")
         if labels is None:
             raise DataError("pgd attacks the labels, but the data set gives none; use `objective: prediction`")

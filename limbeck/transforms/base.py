@@ -63,7 +63,7 @@ class ModelTransform(Transform):
         runs: roles that it runs.
     """
 
-    runs: ClassVar[tuple[str, ...]] = ("student",)
+    runs: tuple[str, ...] = ("student",)
 
     def __init__(self, *, seed: int, num_classes: int) -> None:
         super().__init__(seed=seed, num_classes=num_classes)

@@ -92,7 +92,7 @@ class HardAugmentation(ModelTransform):
     """
 
     changes: ClassVar[frozenset[str]] = frozenset({"hard_inputs"})
-    runs: ClassVar[tuple[str, ...]] = ("student", "teacher")
+    runs = ("student", "teacher")
 
     def __init__(
         self,

@@ -133,3 +133,36 @@ def test_robust_losses_go_down_on_one_batch(name: str) -> None:
             if gradient is not None:
                 parameter -= 1e-3 * gradient
     assert loss() < before
+
+
+def test_robust_answers_are_those_to_clean_images_and_labels_only_where_asked_for() -> None:
+    built = bench("ard")
+    batch = built.batch()
+    signals = built.signals(batch)
+    learner, teacher = built.learners["student"], built.frozen["teacher"].model
+    attacked, clean = learner(batch["adversarial_inputs"]), learner(batch["inputs"])
+    theirs = teacher(batch["inputs"])
+    terms = built.method(batch, **signals)
+    assert set(terms) == {"kd"}
+    torch.testing.assert_close(terms["kd"], kl(attacked, theirs, temperature=30.0, reduction="none"))
+    both = bench("ard", {"alpha": 0.25})
+    assert both.method.weights == {"kd": 0.25, "ce": 0.75}
+    torch.testing.assert_close(
+        both.terms()["ce"], torch.nn.functional.cross_entropy(clean, batch["labels"], reduction="none")
+    )
+    soft = bench("rslad")
+    terms = soft.terms()
+    torch.testing.assert_close(terms["robust"], kl(attacked, theirs, reduction="none"))
+    torch.testing.assert_close(terms["clean"], kl(clean, theirs, reduction="none"))
+    assert soft.method.weights["robust"] == pytest.approx(5 / 6)
+
+
+@pytest.mark.parametrize("name", ["ard", "rslad"])
+def test_an_unattacked_copy_of_a_robust_teacher_has_nothing_to_learn(name: str) -> None:
+    built = bench(name)
+    batch = built.batch()
+    batch["adversarial_inputs"] = batch["inputs"]
+    says = built.frozen["teacher"](batch)
+    student = Signals(logits=says.logits, views={"adversarial": Signals(logits=says.logits)})
+    terms = built.method(batch, student=student, teacher=says)
+    assert all(abs(float(value.sum())) < 1e-12 for value in terms.values())

@@ -12,13 +12,13 @@ from limbeck.engine.roles import Role
 from limbeck.engine.settings import TrainSettings
 from limbeck.engine.stage import Stage
 from limbeck.errors import DataError, NeedsError
-from limbeck.functional import cross_entropy
+from limbeck.functional import cross_entropy, kl
 from limbeck.methods.base import build_method
 from limbeck.signals import Batch
 from limbeck.tasks.classification import Classification
 from limbeck.teachers.provider import Observer
 from limbeck.transforms import build_transform
-from methods.networks import CHANNELS, CLASSES, SIZE, small_student
+from methods.networks import CHANNELS, CLASSES, SIZE, large_teacher, small_student
 
 PLAIN = PixelScale()
 
@@ -128,3 +128,20 @@ def test_adversarial_training_makes_the_training_samples_harder_to_attack(method
 def test_without_the_transform_the_missing_entry_is_named() -> None:
     with pytest.raises(NeedsError, match=r"adversarial_inputs.*transforms: \[pgd\]"):
         stage_of("pgd_at")
+
+
+def test_the_teachers_soft_labels_can_be_attacked() -> None:
+    student, teacher, batch = small_student(1).eval(), large_teacher(2).eval(), batch_of()
+    made = build_transform(
+        {"name": "pgd", "eps": 0.1, "step_size": 0.03, "steps": 4, "objective": "teacher", "start": "inputs"},
+        seed=0, num_classes=CLASSES,
+    )  # fmt: skip
+    with pytest.raises(NeedsError, match="runs the role 'teacher'"):
+        made.bind({"student": Observer("student", student, Classification())})
+    made.bind({role: Observer(role, m, Classification()) for role, m in (("student", student), ("teacher", teacher))})
+    found = made(batch)["adversarial_inputs"]
+    with torch.no_grad():
+        soft = teacher(batch["inputs"])
+        apart = [kl(student(inputs), soft, reduction="none") for inputs in (batch["inputs"], found)]
+    assert (apart[1] > apart[0]).all()
+    assert ((found - batch["inputs"]).abs() <= 0.1 + 1e-6).all()
