@@ -32,11 +32,13 @@ class Pair:
         prompt: the prompt.
         completion: the completion.
         record: every column of the line of data, such as the ``answer`` that a reward compares.
+        ended: whether the completion comes to an end, which is then learnt too; false for text that was cut off.
     """
 
     prompt: str
     completion: str
     record: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    ended: bool = field(default=True, repr=False)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def as_example(record: Mapping[str, Any], where: str) -> Example:
     if "messages" in record:
         return Chat(turns_of(record["messages"], where, answered=True), record=record)
     if "prompt" in record or "completion" in record:
-        return Pair(text_of(record, "prompt", where), text_of(record, "completion", where), record)
+        ended = record.get("ended") is not False
+        return Pair(text_of(record, "prompt", where), text_of(record, "completion", where), record, ended)
     if "text" in record:
         return Document(text_of(record, "text", where))
     raise DataError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from limbeck.data.hashing import hash_bytes
@@ -47,7 +47,8 @@ def as_preference(record: Mapping[str, Any], where: str) -> Preference:
     """Returns two answers to one prompt.
 
     The prompt is ``prompt``, text or a list of messages; or ``messages``. The answers ``chosen`` and ``rejected`` are
-    text, or lists of messages, which may hold the prompt too: what both begin with.
+    text, or lists of messages, which may hold the prompt too: what both begin with. ``chosen_ended: false`` says that
+    an answer was cut off, so that its end is not learnt; so does ``rejected_ended``.
 
     Raises:
         DataError: a side is missing or empty, or there is no prompt; names ``where``.
@@ -65,9 +66,10 @@ def as_preference(record: Mapping[str, Any], where: str) -> Preference:
             raise DataError(f"{where} has two answers but no 'prompt' that they answer")
         answers = {side: text_of(record, side, where) for side in SIDES}
         if isinstance(prompt, str):
-            return Preference(*(Pair(prompt, answers[side]) for side in SIDES))
+            ended = {side: record.get(f"{side}_ended") is not False for side in SIDES}
+            return Preference(*(Pair(prompt, answers[side], record, ended[side]) for side in SIDES))
         given = turns_of(prompt, where, key="prompt")
-        return _chats(given, [(("assistant", answers[side]),) for side in SIDES])
+        return _chats(given, [(("assistant", answers[side]),) for side in SIDES], record)
     return _from_conversations(record, prompt, where)
 
 
@@ -87,11 +89,13 @@ def _from_conversations(record: Mapping[str, Any], prompt: Any, where: str) -> P
     for side, answer in zip(SIDES, answers):
         if not any(role == "assistant" for role, _ in answer):
             raise DataError(f"{where}: '{side}' holds no answer of the assistant beyond the prompt")
-    return _chats(given, answers)
+    return _chats(given, answers, record)
 
 
-def _chats(given: tuple[tuple[str, str], ...], answers: Sequence[tuple[tuple[str, str], ...]]) -> Preference:
-    return Preference(*(Chat((*given, *answer), learn_from=len(given)) for answer in answers))
+def _chats(
+    given: tuple[tuple[str, str], ...], answers: Sequence[tuple[tuple[str, str], ...]], record: Mapping[str, Any]
+) -> Preference:
+    return Preference(*(Chat((*given, *answer), len(given), record) for answer in answers))
 
 
 class EncodedPair(NamedTuple):
@@ -200,20 +204,6 @@ def sides_of(rows: Sequence[Encoded | EncodedPair], name: str) -> tuple[list[Enc
 
 def _cut(pair: EncodedPair, context: int) -> EncodedPair:
     return EncodedPair(*(side.cut(context + 1) for side in pair))
-
-
-def with_answer(example: Example, answer: str) -> Pair | Chat:
-    """Returns an example's prompt with another answer.
-
-    Of a conversation the prompt ends before the first turn that is to be learnt.
-
-    Raises:
-        DataError: the example is a document, which has no prompt.
-    """
-    if isinstance(example, Pair):
-        return replace(example, completion=answer)
-    given = asked(example)
-    return Chat((*given, ("assistant", answer)), learn_from=len(given))
 
 
 def asked(example: Example) -> tuple[tuple[str, str], ...]:

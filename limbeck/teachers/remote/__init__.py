@@ -1,7 +1,7 @@
 """A teacher behind a server that speaks the OpenAI protocol: paid once, never lost."""
 
 from limbeck.teachers.remote.client import Client, Endpoint
-from limbeck.teachers.remote.completions import complete_prompts
+from limbeck.teachers.remote.completions import RemoteWriter, complete_prompts
 from limbeck.teachers.remote.journal import Journal
 from limbeck.teachers.remote.ledger import Ledger, Prices
 from limbeck.teachers.remote.probe import Probe, probe
@@ -15,6 +15,7 @@ __all__ = [
     "Prices",
     "Probe",
     "RemoteTeacher",
+    "RemoteWriter",
     "complete_prompts",
     "probe",
 ]
