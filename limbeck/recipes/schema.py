@@ -90,6 +90,17 @@ class RoleSpec(_Strict):
         return self
 
 
+def goes_on(before: RoleSpec | None, now: RoleSpec) -> bool:
+    """Whether a learner of a later stage starts from what the stage before has left of its role.
+
+    Args:
+        before: the role in the stage before; None where it had none.
+        now: the role in the later stage.
+    """
+    aside = {"weights", "taps", "precision", "fresh", "differentiable", "checkpointing"}
+    return before is not None and not now.fresh and now.model_dump(exclude=aside) == before.model_dump(exclude=aside)
+
+
 class DataSpec(_Strict):
     """Which data, and how a sample becomes an input."""
 

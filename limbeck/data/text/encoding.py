@@ -54,7 +54,8 @@ def encode_example(example: Example, tokenizer: Tokenizer, *, bos: bool = False,
     """Returns the tokens of an example.
 
     A document ends with the end-of-sequence token. Prompt and completion are tokenized apart, so that the prompt is
-    what a model sees before it generates, and the end-of-sequence token belongs to the completion. Of a conversation
+    what a model sees before it generates, and the end-of-sequence token belongs to the completion, unless the line of
+    data says that it was cut off (``ended: false``). Of a conversation
     the assistant's turns are to be learnt, each with the token that ends it.
 
     Args:
@@ -74,7 +75,7 @@ def encode_example(example: Example, tokenizer: Tokenizer, *, bos: bool = False,
         return Encoded(np.array(ids, np.int64), np.arange(len(ids)) >= len(start))
     assert isinstance(example, Pair)
     prompt = [*start, *tokenizer.encode(example.prompt)]
-    ids = [*prompt, *tokenizer.encode(example.completion), tokenizer.eos_id]
+    ids = [*prompt, *tokenizer.encode(example.completion), *([tokenizer.eos_id] if example.ended else [])]
     return Encoded(np.array(ids, np.int64), np.arange(len(ids)) >= len(prompt), len(prompt), example.record)
 
 
