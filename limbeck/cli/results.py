@@ -20,18 +20,24 @@ def evaluate(
     against: Annotated[
         Path | None, typer.Option(help="Another run: compare the two students sample by sample, with a paired test.")
     ] = None,
+    harness: Annotated[
+        str | None,
+        typer.Option(help="Tasks of lm-evaluation-harness, with commas; `harness.folder=DIR` adds those of a folder."),
+    ] = None,
     trust: Trust = False,
 ) -> None:
     """Judge the student of a finished run again, for example with more evaluations.
 
     Examples: `limbeck evaluate runs/first corruptions corruptions.severities=[1,5] membership`,
-    `limbeck evaluate runs/first --against runs/second`
+    `limbeck evaluate runs/first --against runs/second`, `limbeck evaluate runs/lm --harness arc_easy,piqa`
     """
     from limbeck.evaluate import with_options
     from limbeck.evaluate.paired import compare_runs
     from limbeck.recipes.run import evaluate_run
     from limbeck.report.progress import show_paired, show_results
 
+    if harness is not None:
+        names = [*(names or ()), f"harness.tasks=[{harness}]"]
     if against is None or names:
         show_results(evaluate_run(folder, with_options(names or ()) or None, trust=trust))
     if against is not None:
@@ -39,15 +45,40 @@ def evaluate(
 
 
 @app.command()
+def fidelity(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders: distilled students and students trained alone.")],
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("fidelity.html"),
+) -> None:
+    """Ask whether students that repeat their teacher more closely gained more by it: tests and correlations over runs.
+
+    A distilled student is compared with the one trained alone (`none`, `sft`) on the same data, with the same model,
+    settings and seed. At least three pairs are needed for a correlation.
+    """
+    from limbeck.report.fidelity import report_fidelity, show_fidelity
+
+    show_fidelity(folders)
+    typer.echo(f"wrote {report_fidelity(folders, out)}")
+
+
+@app.command()
 def export(
     folder: RunPath,
-    form: Annotated[str, typer.Option("--format", help="`onnx`.")] = "onnx",
-    out: Annotated[
-        Path | None, typer.Option(help="File to write; `student.onnx` in the run folder when absent.")
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="`onnx`; for language models also `pretrained`, a folder that transformers loads, and `gguf`. "
+            "`onnx` or `pretrained` when absent.",
+        ),
     ] = None,
+    out: Annotated[Path | None, typer.Option(help="File or folder to write; in the run folder when absent.")] = None,
     trust: Trust = False,
 ) -> None:
-    """Write the student of a finished run for deployment and check its outputs against the PyTorch student."""
+    """Write the student of a finished run for deployment and check its outputs against the PyTorch student.
+
+    Language models are compared on held-out text: logits, likeliest tokens and greedy continuations. Adapters are
+    merged. What was written appears only when it says the same.
+    """
     from limbeck.recipes.run import export_run
 
     typer.echo(export_run(folder, form, out, trust=trust))

@@ -17,6 +17,13 @@ from limbeck.evaluate.measure import Measure
 from limbeck.evaluate.runner import measures
 from limbeck.students.weight_files import save_weights
 
+_LOADING = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+```"""
+
 
 @dataclass(frozen=True)
 class ModelCard:
@@ -32,6 +39,7 @@ class ModelCard:
         mean: mean of the inputs by channel, to subtract after scaling to [0, 1]; empty where inputs are used as they
         are. std: standard deviation of the inputs by channel, to divide by.
         class_names: name of each class in the order of the scores.
+        tokenizer: name of the tokenizer; empty where the student reads no text.
         seed: seed of the run.
         results: what :func:`limbeck.evaluate.evaluate` gave.
     """
@@ -45,6 +53,7 @@ class ModelCard:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     class_names: tuple[str, ...] = ()
+    tokenizer: str = ""
     seed: int | None = None
     results: Mapping[str, Any] = field(default_factory=dict)
 
@@ -115,8 +124,34 @@ class ModelCard:
             parts.append(f"Training data: {self.licence}")
         return "\n\n".join(parts) + "\n"
 
+    def to_hub(self) -> str:
+        """The card of a folder that transformers loads: the page, its metadata, the method and how to load the model.
+
+        Example:
+            >>> roles = {"student": {"from": "teacher", "layers": 6}, "teacher": {"model": "hf:some/model"}}
+            >>> card = ModelCard({"name": "word_kd"}, roles, data="novel", tokenizer="hf:some/model")
+            >>> print(card.to_hub().splitlines()[4])
+            base_model: some/model
+        """
+        teacher = self.model("teacher")
+        facts = ["library_name: transformers", "pipeline_tag: text-generation", "tags: [distillation, limbeck]"]
+        if teacher.startswith("hf:") and not teacher.removeprefix("hf:").startswith((".", "/", "~")):
+            facts.append(f"base_model: {teacher.removeprefix('hf:').partition(',')[0]}")
+        settings = [f"| `{key}` | `{value}` |" for key, value in self.method.items() if key != "name"]
+        parts = ["\n".join(["---", *facts, "---"]), self.to_markdown().rstrip()]
+        if settings:
+            parts.append("\n".join(["| Setting of the method | |", "|---|---|", *settings]))
+        if teacher:
+            parts.append(
+                f"The teacher `{teacher}` has a licence of its own, which may bind students made of it; see its card."
+            )
+        parts.append(_LOADING)
+        return "\n\n".join(parts) + "\n"
+
     def _input_line(self) -> str:
         shape = " x ".join(str(n) for n in self.input_shape)
+        if self.tokenizer:
+            return f"Input: token ids `[batch, up to {shape}]` of the tokenizer `{self.tokenizer}`."
         if not self.mean:
             return f"Input: `[batch, {shape}]`, float32."
         scale = f"scaled to [0, 1], minus {list(self.mean)}, divided by {list(self.std)} by channel"

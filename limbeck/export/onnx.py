@@ -88,7 +88,7 @@ def export_onnx(
         LimbeckError: the model cannot be expressed in ONNX, or the file's scores differ by more than 1e-4 of the
         largest score. RunFolderError: the file cannot be written.
     """
-    _require("onnxscript", "onnx", *(["onnxruntime"] if check else []))
+    require("onnxscript", "onnx", *(["onnxruntime"] if check else []))
     path, check = Path(path), check and len(batch_sizes) > 0
     model = getattr(model, "_orig_mod", model)
     scores = _Scores(model if _on_cpu(model) else copy.deepcopy(model).cpu())
@@ -105,7 +105,12 @@ def export_onnx(
     return ExportResult(path, len(data), opset, tuple(batch_sizes), absolute, relative)
 
 
-def _require(*packages: str) -> None:
+def require(*packages: str) -> None:
+    """Refuses where packages of ONNX export are not installed.
+
+    Raises:
+        MissingExtraError: names the first that is absent.
+    """
     for package in packages:
         try:
             __import__(package)
@@ -122,7 +127,7 @@ def _translate(scores: nn.Module, example: Tensor, metadata: Mapping[str, Any]) 
     # The exporter takes a dimension of size 1 for a constant.
     pair = example[torch.arange(2) % len(example)]
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 scores,
                 (pair,),
@@ -134,7 +139,7 @@ def _translate(scores: nn.Module, example: Tensor, metadata: Mapping[str, Any]) 
             )
     except Exception as error:  # the exporter raises whatever its stages raise
         raise LimbeckError(
-            f"the model cannot be expressed in ONNX with a dynamic batch size: {_cause(error)}"
+            f"the model cannot be expressed in ONNX with a dynamic batch size: {cause(error)}"
         ) from error
     assert program is not None
     program.model.producer_name = "limbeck"
@@ -146,8 +151,8 @@ def _translate(scores: nn.Module, example: Tensor, metadata: Mapping[str, Any]) 
     return data, int(program.model.opset_imports[""])
 
 
-def _cause(error: BaseException) -> str:
-    """The first line of the innermost reason."""
+def cause(error: BaseException) -> str:
+    """Returns the first line of the innermost reason of an error."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]
@@ -169,7 +174,7 @@ def _compare(scores: nn.Module, data: bytes, example: Tensor, sizes: Sequence[in
             given = torch.from_numpy(session.run(["logits"], {"inputs": batch.numpy()})[0])
         except Exception as error:  # onnxruntime's errors have no common base
             raise LimbeckError(
-                f"the model cannot be expressed in ONNX: on {size} samples it does not run ({_cause(error)})"
+                f"the model cannot be expressed in ONNX: on {size} samples it does not run ({cause(error)})"
             ) from error
         if given.shape != expected.shape:
             raise LimbeckError(
@@ -197,7 +202,7 @@ def _varied(example: Tensor, size: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps the exporter's progress marks, deprecation notices and log lines from the terminal."""
     levels = {name: logging.getLogger(name).level for name in _CHATTY}
     with (

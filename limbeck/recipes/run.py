@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from limbeck.export import ModelCard, export_onnx, save_student
 from limbeck.recipes.active import asked, run_rounds
 from limbeck.recipes.build import BuiltStage, accuracy_on, build_stage
 from limbeck.recipes.load import as_plain, load_recipe
-from limbeck.recipes.schema import Recipe, StageSpec, goes_on
+from limbeck.recipes.schema import Recipe, RoleSpec, StageSpec
 from limbeck.students.loading import load_weights, save_weights
 
 
@@ -148,8 +148,13 @@ def _load_left(path: Path, stage: str, role: str, model: nn.Module) -> None:
 def _go_on(before: StageSpec, spec: StageSpec, path: Path, built: BuiltStage) -> None:
     """Learners of a later stage start from what the stage before left, unless they are fresh or of another model."""
     for role, model in built.stage.learners.items():
-        left = path / "stages" / before.name / f"{role}.safetensors"
-        if goes_on(before.roles.get(role), spec.roles[role]) and left.exists():
+        now, then = spec.roles[role], before.roles.get(role)
+        if (
+            then is not None
+            and not now.fresh
+            and now.model == then.model
+            and (path / "stages" / before.name / f"{role}.safetensors").exists()
+        ):
             _load_left(path, before.name, role, model)
 
 
@@ -186,6 +191,7 @@ def _conclude(recipe: Recipe, built: BuiltStage, folder: RunFolder | None) -> No
         mean=tuple(info.mean) if last.data.normalize else (),
         std=tuple(info.std) if last.data.normalize else (),
         class_names=tuple(info.class_names),
+        tokenizer=built.data.train.tokenizer.name if built.text else "",  # type: ignore[attr-defined]
         seed=recipe.seed,
         results=results,
     )
@@ -193,7 +199,13 @@ def _conclude(recipe: Recipe, built: BuiltStage, folder: RunFolder | None) -> No
     if built.text:
         from limbeck.export.pretrained import save_pretrained
 
-        save_pretrained(student, built.data.train.tokenizer, folder.path / "student")  # type: ignore[attr-defined]
+        save_pretrained(
+            student,
+            built.data.train.tokenizer,  # type: ignore[attr-defined]
+            folder.path / "student",
+            merge=_merges(last.roles["student"]),
+            card=card,
+        )
     folder.write_json("results.json", results)
 
 
@@ -218,7 +230,12 @@ def _judge(names: Sequence[Wanted], built: BuiltStage, path: Path) -> dict[str, 
 
 
 def _compared_with(built: BuiltStage) -> nn.Module | None:
-    """Returns the live teacher, or the model of the role ``reference`` where the teacher is a cache or a server."""
+    """Returns the live teacher, or the model of the role ``reference`` where the teacher is a cache or a server.
+
+    None where the teacher reads other tokens than the student: nothing that is said of single tokens compares them.
+    """
+    if built.text and built.data.tokenizers:
+        return None
     models = (built.roles[role].model for role in ("teacher", "reference") if role in built.roles)
     return next((model for model in models if model is not None), None)
 
@@ -255,18 +272,31 @@ def evaluate_run(folder: Path, names: Sequence[Wanted] | None = None, *, trust: 
     return FinishedRun(folder, results)
 
 
-def export_run(folder: Path, form: str = "onnx", out: Path | None = None, *, trust: bool = False) -> str:
-    """Writes the student of a finished run for deployment and says where it is and how exact."""
+def _merges(student: RoleSpec) -> bool:
+    """Whether a finished student is to be one model, its adapters merged into its weights."""
+    options = student.model if isinstance(student.model, Mapping) else {}
+    return bool((student.lora or options.get("lora") or {}).get("merge"))
+
+
+def export_run(folder: Path, form: str | None = None, out: Path | None = None, *, trust: bool = False) -> str:
+    """Writes the student of a finished run for deployment and says where it is and how exact.
+
+    Args:
+        folder: the run folder.
+        form: ``onnx``; for language models also ``pretrained`` and ``gguf``. What suits the model when None.
+        out: where to; in the run folder when None.
+        trust: allow models that run the code they name.
+
+    Raises:
+        LimbeckError: there is no such format, or the student cannot be expressed in it.
+    """
     from limbeck.errors import RecipeError, suggest
 
-    if form != "onnx":
-        raise RecipeError(f"unknown export format '{form}'. {suggest(form, ['onnx'])}")
     _, built = reopen(folder, trust=trust)
     if built.text:
-        raise RecipeError(
-            f"ONNX export is for image models; the language model of this run lies in {folder / 'student'}, a folder "
-            "that transformers loads"
-        )
+        return _export_text(folder, built, form or "pretrained", out)
+    if form not in (None, "onnx"):
+        raise RecipeError(f"unknown export format '{form}'. {suggest(str(form), ['onnx'])}")
     example = next(iter(built.data.held_loader.epoch(0)))["inputs"][:2]
     card = ModelCard.of_run(folder).metadata()
     written = export_onnx(built.stage.student().eval(), example, out or folder / "student.onnx", metadata=card)
@@ -274,6 +304,20 @@ def export_run(folder: Path, form: str = "onnx", out: Path | None = None, *, tru
         "" if written.max_abs_error is None else f", within {written.max_abs_error:.1e} of the PyTorch student's scores"
     )
     return f"{written.path} ({written.bytes / 1e3:.0f} kB{exact})"
+
+
+def _export_text(folder: Path, built: BuiltStage, form: str, out: Path | None) -> str:
+    from limbeck.export.language import export_language_model, usual_place
+
+    path, parity = export_language_model(
+        built.stage.student(),
+        built.data.train.tokenizer,  # type: ignore[attr-defined]
+        form,
+        out or usual_place(folder, form),
+        batches=[next(iter(built.data.held_loader.epoch(0)))],
+        card=ModelCard.of_run(folder),
+    )
+    return f"{path}: {parity}"
 
 
 __all__ = ["FinishedRun", "Interrupted", "evaluate_run", "export_run", "reopen", "run_recipe"]

@@ -76,8 +76,8 @@ def test_a_student_cut_from_its_teacher_comes_nearer_to_it(tmp_path, roles):
     assert set(sample) == {"prompt", "truth", "student", "teacher"}
     again = evaluate_run(tmp_path / "kd", ["token_loss"])
     assert again.results["token_loss"] == results["token_loss"]
-    with pytest.raises(RecipeError, match="transformers loads"):
-        export_run(tmp_path / "kd")
+    assert "the same greedy continuations" in export_run(tmp_path / "kd")
+    assert (tmp_path / "kd" / "exported" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("codec", ["fp32", "hidden"])

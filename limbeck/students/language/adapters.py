@@ -43,6 +43,7 @@ def _add_lora(
     dropout: float = 0.0,
     targets: list[str] | str = "all-linear",
     train_too: list[str] | None = None,
+    merge: bool = False,
 ) -> nn.Module:
     from limbeck.torchvision_compat import ensure_torchvision
 
@@ -75,6 +76,7 @@ Args:
     dropout: dropout before the factors.
     targets: names of the layers, or ``all-linear`` for all but the output layer.
     train_too: names of modules that are trained whole.
+    merge: write the finished student with the factors merged into its weights, as a model of its own; a run reads it.
 
 Raises:
     MissingExtraError: peft is not installed.
