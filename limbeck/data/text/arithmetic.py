@@ -47,10 +47,10 @@ def arithmetic(
     numbers = range(largest + 1)
     sums = [(first, sign, second) for sign in dict.fromkeys(operations) for first in numbers for second in numbers]
     order = streams.permutation(seed, "arithmetic", 0, len(sums))[:count]
-    return RawText("arithmetic", [_pair(*sums[n], worked) for n in order.tolist()], licence="generated")
+    return RawText("arithmetic", [_pair(*sums[n], worked=worked) for n in order.tolist()], licence="generated")
 
 
-def _pair(first: int, sign: str, second: int, worked: bool) -> Pair:
+def _pair(first: int, sign: str, second: int, *, worked: bool) -> Pair:
     prompt, answer = f"{first}{sign}{second}=", str(_OPERATIONS[sign](first, second))
     solution = _solution(first, sign, second)
     completion = f"{solution} #### {answer}" if worked else answer
