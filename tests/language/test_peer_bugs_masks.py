@@ -22,13 +22,13 @@ PROMPTS = (2, 5, 3)
 ANSWERS = (4, 2, 6)
 
 
-def pairs(*, context: int = 32, ids: list[np.ndarray] | None = None, tokens: Any = None) -> TextSource:
+def pairs() -> TextSource:
     """Prompts and answers of different lengths; nothing is equal to another."""
-    rows = []
-    for n, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS)):
-        whole = np.arange(prompt + answer) + 20 * (n + 1) if ids is None else ids[n]
-        rows.append(Encoded(whole, np.arange(len(whole)) >= prompt, prompt))
-    return TextSource("pairs", rows, tokens or tokenizer(), context=context)
+    rows = [
+        Encoded(np.arange(prompt + answer) + 20 * n, np.arange(prompt + answer) >= prompt, prompt)
+        for n, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS), 1)
+    ]
+    return TextSource("pairs", rows, tokenizer(), context=32)
 
 
 def first(data: TextSource) -> Batch:
