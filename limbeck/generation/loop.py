@@ -161,12 +161,17 @@ def generate(
 
     Raises:
         DataError: a prompt is empty, or random numbers are given for another number of prompts.
-        NeedsError: the policy asks another number of models, or a model has no logits.
+        NeedsError: the policy asks another number of models, a model has no logits, or its parameters are sharded.
     """
     policy = Alone() if policy is None else policy
     asked = (models,) if isinstance(models, nn.Module) else tuple(models)
     if len(asked) != policy.models:
         raise NeedsError(f"{type(policy).__name__} asks {policy.models} models, but {len(asked)} are given")
+    if any(hasattr(p, "full_tensor") for model in asked for p in model.parameters()):
+        raise NeedsError(
+            "a model whose parameters lie in parts on several processes cannot write: sequences of different lengths "
+            "would leave processes waiting for each other; set train.sharding to ddp"
+        )
     types = autocast if isinstance(autocast, Sequence) else [autocast] * len(asked)
     count, longest = len(prompts.ids), sampling.max_new_tokens
     numbers = _numbers(draws, sampling, count, samples, policy.numbers)
@@ -210,8 +215,8 @@ class _Writer:
         device = prompts.ids.device
         allowed = limits.repeat_interleave(samples).to(device)
         uniform = numbers.to(device)
-        page = _Page(len(allowed), int(allowed.max()), device)
         logits = [d.start(prompts.ids, prompts.mask, samples) for d in decoders]
+        page = _Page(len(allowed), int(allowed.max()), logits[0])
         alive = (allowed > 0).nonzero()[:, 0]
         if len(alive) < len(allowed):
             _keep(decoders, alive)
@@ -239,10 +244,10 @@ def _keep(decoders: Sequence[Decoder], rows: Tensor) -> None:
 class _Page:
     """What has been written so far."""
 
-    def __init__(self, rows: int, width: int, device: torch.device) -> None:
-        self.width = width
+    def __init__(self, rows: int, width: int, like: Tensor) -> None:
+        self.width, device = width, like.device
         self._tokens = torch.zeros(rows, width, dtype=torch.long, device=device)
-        self._numbers = torch.zeros(2, rows, width, device=device)
+        self._numbers = like.new_zeros(2, rows, width)
         self._accepted = torch.zeros(rows, width, dtype=torch.bool, device=device)
         self._lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self._ended = torch.zeros(rows, dtype=torch.bool, device=device)
