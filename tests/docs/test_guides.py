@@ -20,7 +20,17 @@ GUIDES = Path(__file__).parents[2] / "docs" / "guides"
 
 
 @pytest.mark.parametrize(
-    "name", ["first_run", "own_model", "teacher_cache", "resume", "measuring", "choosing", "language_models"]
+    "name",
+    [
+        "first_run",
+        "own_model",
+        "teacher_cache",
+        "resume",
+        "measuring",
+        "choosing",
+        "language_models",
+        "language_students",
+    ],
 )
 def test_a_guide_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
