@@ -78,13 +78,18 @@ class _Split(NamedTuple):
 
 def _split(log_q: Tensor, indices: Tensor) -> _Split:
     others = log_q.scatter(-1, indices, -torch.inf)
-    peak = others.detach().amax(-1, keepdim=True)
-    peak = torch.where(torch.isneginf(peak), peak.new_zeros(()), peak)
+    peak = _finite_peak(others)
     mass = (others - peak).exp().sum(-1)
     some = mass > 0
     # Not torch.logsumexp: its gradient is NaN where no class is left.
     tail = torch.where(some, torch.where(some, mass, mass.new_ones(())).log() + peak.squeeze(-1), -torch.inf)
     return _Split(log_q.gather(-1, indices), tail)
+
+
+def _finite_peak(others: Tensor) -> Tensor:
+    """Returns the ``[n, 1]`` largest value of each row, 0 where all are ``-inf``."""
+    peak = others.detach().amax(-1, keepdim=True)
+    return torch.where(torch.isneginf(peak), peak.new_zeros(()), peak)
 
 
 @dataclass(frozen=True)
@@ -140,14 +145,22 @@ class TopKRule(Rule):
         """Returns losses and derivatives: for the tail reading in closed form, else by autograd."""
         if not self.closed_form or self.divergence.slope is None:
             return super().gradient(scores, *targets)
-        log_q, indices = scores.log_probabilities(self.temperature), targets[1]
-        log_p, few = self._sides(log_q, *targets)
+        log_p, indices, tail = targets[:3]
+        log_p = torch.cat([log_p, tail.unsqueeze(-1)], -1)
+        logits = scores.logits / self.temperature if self.temperature != 1.0 else scores.logits
+        # One exponential a class: of the others relative to their own peak, so that a tiny tail stays exact.
+        others = logits.scatter(-1, indices, -torch.inf)
+        peak = _finite_peak(others)
+        weights = (others - peak).exp()
+        mass = weights.sum(-1, keepdim=True)
+        few = torch.cat([logits.gather(-1, indices), mass.log() + peak], -1)
+        total = few.logsumexp(-1, keepdim=True)
+        few = few - total
         slope = self.divergence.slope(log_p, few)
-        total = slope.sum(-1, keepdim=True)
-        tail_slope, log_tail = slope[..., -1:], few[..., -1:]
-        share = torch.where(torch.isneginf(log_tail), torch.zeros_like(log_q), (log_q - log_tail).exp())
-        spread = share * tail_slope - log_q.exp() * total
-        kept = slope[..., :-1] - few[..., :-1].exp() * total
+        whole, some = slope.sum(-1, keepdim=True), mass > 0
+        factor = slope[..., -1:] / torch.where(some, mass, 1.0) - (peak - total).exp() * whole
+        spread = weights * torch.where(some, factor, 0.0)
+        kept = slope[..., :-1] - few[..., :-1].exp() * whole
         return self.divergence(log_p, few), spread.scatter(-1, indices, kept) / self.temperature
 
 
