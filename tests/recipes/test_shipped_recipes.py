@@ -71,7 +71,6 @@ def test_a_shipped_recipe_says_what_it_is(name: str) -> None:
 
 WITHOUT_SOURCE = {
     *("kdrl", "minillm", "on_policy_distillation", "opsd", "rlad", "speculative_kd", "swing"),
-    *("adpa", "dckd", "distillm2", "redi", "seq_kd"),
     *("uld", "gold"),
 }
 """Methods whose batches no source makes yet: samples of the student, with rewards; answers in pairs; private tokens."""
