@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,15 +48,23 @@ class Role:
 
 
 def make_observers(
-    roles: Mapping[str, Role], method: Method, task: Task, *, precision: str, channels_last: bool | None
+    roles: Mapping[str, Role],
+    method: Method,
+    task: Task,
+    *,
+    precision: str,
+    channels_last: bool | None,
+    beside: Iterable[str] = (),
 ) -> dict[str, Observe]:
-    """Returns what gives each of the method's roles its signals.
+    """Returns what gives each of the method's roles its signals, and each of the roles ``beside`` that are there.
+
+    Transforms may run roles that the method does not have: a teacher that writes what a student learns by heart.
 
     Raises:
         NeedsError: a role that the method needs is not there, or cannot be what it must be.
     """
     observers: dict[str, Observe] = {}
-    for name in method.roles():
+    for name in (*method.roles(), *(other for other in beside if other in roles and other not in method.roles())):
         if name not in roles:
             raise NeedsError(
                 f"the method needs the role '{name}', which is not there; the roles given are {sorted(roles)}"

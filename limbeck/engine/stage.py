@@ -114,6 +114,7 @@ class Stage:
             task,
             precision=settings.precision,
             channels_last=False if sharded else settings.channels_last,
+            beside=[role for transform in self._transforms for role in getattr(transform, "runs", ())],
         )
         for transform in self._transforms:
             _call(transform, "bind", self.observers, loader)
