@@ -17,6 +17,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from limbeck.errors import LimbeckError, RecipeError
 from limbeck.methods.base import build_method, methods
 from limbeck.methods.sequence.base import DivergenceChoice
+from limbeck.methods.sequence.token_choice import TokenChoice
 from limbeck.signals import as_term
 from methods.workbench import annotations, bench, choices, weighted_totals
 
@@ -35,6 +36,8 @@ every_hyperparameter = pytest.mark.parametrize(("name", "key"), EVERY, ids=[f"{n
 
 def _inner(annotation: Any) -> Any:
     """The annotation without ``None``."""
+    if annotation == TokenChoice | None:
+        return TokenChoice
     if get_origin(annotation) in (Union, types.UnionType) and annotation != DivergenceChoice:
         (annotation,) = (option for option in get_args(annotation) if option is not type(None))
     return annotation
@@ -59,6 +62,8 @@ def _other_values(name: str, key: str) -> Iterator[Any]:
     inner = _inner(annotation)
     if choices(inner):
         yield from (choice for choice in choices(inner) if choice != default)
+    elif key == "tokens":
+        yield from ("surer_teacher", {"name": "opening", "fraction": 0.5})
     elif inner == DivergenceChoice:
         yield from ("reverse_kl", {"name": "jsd", "beta": 0.3})
     elif get_origin(inner) is tuple:
