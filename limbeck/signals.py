@@ -203,14 +203,16 @@ class Hidden:
     Attributes:
         states: ``[B, T, D]`` what the head reads.
         head: the output layer.
+        table: ``[V, D']`` the input embeddings, where the model says which they are.
     """
 
     states: Tensor
     head: Head
+    table: Tensor | None = None
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Hidden:
         """Returns a record with ``fn`` applied to every tensor."""
-        return Hidden(fn(self.states), self.head.map(fn))
+        return Hidden(fn(self.states), self.head.map(fn), _map(self.table, fn))
 
     def logits(self) -> Tensor:
         """Returns the ``[B, T, V]`` logits over the true vocabulary."""

@@ -35,6 +35,7 @@ class Role:
         differentiable: gradients flow through the frozen model to its inputs.
         taps: tap paths by group, over those that the model knows of itself.
         precision: ``fp32`` or ``bf16``; the stage's own when None.
+        task: how this model is run, where it reads other inputs than the others do; the stage's own when None.
     """
 
     model: nn.Module | None = None
@@ -45,6 +46,7 @@ class Role:
     differentiable: bool = False
     taps: Mapping[str, Sequence[str]] | None = None
     precision: str | None = None
+    task: Task | None = None
 
 
 def make_observers(
@@ -89,6 +91,7 @@ def _observer(
     model = role.model if followed is None else roles[followed].model
     if model is None:
         raise NeedsError(f"the role '{name}' has neither a model nor a provider")
+    task = role.task or task
     common: dict[str, Any] = {
         "autocast": torch.bfloat16 if (role.precision or precision) == "bf16" else None,
         "channels_last": prefers_channels_last(model) if channels_last is None else channels_last,

@@ -62,6 +62,8 @@ class Stage:
         seed: seed of the run.
         reporter: shows progress.
         holdout: batches that are not trained on, for methods that judge learners on them.
+        token_map: for each token of a teacher with another tokenizer the student's of the same bytes, see
+            :class:`~limbeck.methods.base.Setup`.
 
     Raises:
         LimbeckError: the parts do not fit; the message says which and how to mend it.
@@ -85,6 +87,7 @@ class Stage:
         seed: int = 0,
         reporter: Reporter | None = None,
         holdout: BatchLoader | None = None,
+        token_map: Tensor | None = None,
     ) -> None:
         if loader.steps_per_epoch < 1:
             raise DataError("the training data gives no batch; check the data set and train.batch_size")
@@ -118,7 +121,7 @@ class Stage:
         )
         for transform in self._transforms:
             _call(transform, "bind", self.observers, loader)
-        self._build(roles, labels, num_classes, weights or {})
+        self._build(roles, labels, num_classes, weights or {}, token_map)
         if settings.compile:
             for observer in self.observers.values():
                 if isinstance(getattr(observer, "model", None), nn.Module):
@@ -131,13 +134,27 @@ class Stage:
         self.metrics = EpochMetrics()
 
     def _build(
-        self, roles: Mapping[str, Role], labels: Tensor | None, num_classes: int | None, weights: Mapping[str, Any]
+        self,
+        roles: Mapping[str, Role],
+        labels: Tensor | None,
+        num_classes: int | None,
+        weights: Mapping[str, Any],
+        token_map: Tensor | None,
     ) -> None:
         """Fits the method to the shapes of a dry run and refuses what cannot work."""
         batch, signals = self._gathered(*distributed.together(lambda: self._observe_first(num_classes)))
         live = {name: role.model for name, role in roles.items() if role.model is not None and name in self.observers}
         taps = {name: o.taps.groups for name, o in self.observers.items() if isinstance(o, Observer)}
-        setup = Setup(signals, live, taps, num_classes=num_classes, labels=labels, seed=self.seed, batch=batch)
+        setup = Setup(
+            signals,
+            live,
+            taps,
+            num_classes=num_classes,
+            labels=labels,
+            seed=self.seed,
+            batch=batch,
+            token_map=token_map,
+        )
         fit(self.method, setup, weights, self._observe_all)
 
     def _observe_first(self, num_classes: int | None) -> tuple[Batch, dict[str, Signals]]:

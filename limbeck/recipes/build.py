@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class StageData:
         loader: training batches.
         held_loader: unaugmented batches of ``held``.
         holdout_loader: unaugmented batches of what the recipe keeps out of training; None where it keeps nothing.
+        tokenizers: of roles that read text in other tokens than the data's.
     """
 
     train: Source
@@ -56,6 +57,7 @@ class StageData:
     loader: Loader
     held_loader: Loader
     holdout_loader: Loader | None = None
+    tokenizers: Mapping[str, Any] = field(default_factory=dict)
 
 
 def held_split(spec: DataSpec) -> Split:
@@ -220,7 +222,8 @@ def build_stage(
             "a cached teacher knows the samples as the augmentation leaves them, but a transform changes them further; "
             "use a live teacher with this transform"
         )
-    watched = _language().watched_teacher(recipe, roles) if text else None
+    across = _across(data, roles) if text else None
+    watched = _language().watched_teacher(recipe, roles) if text and across is None else None
     torch.manual_seed(streams.torch_seed(recipe.seed, f"train/{spec.name}"))
     stage = Stage(
         method=method,
@@ -229,7 +232,8 @@ def build_stage(
         loader=selected_loader(spec, method, data, task, roles, recipe.seed, folder),
         settings=spec.train,
         weights=weights,
-        transforms=changes,
+        # The teacher reads what the transforms have written.
+        transforms=changes if across is None else [*changes, across],
         labels=data.train.labels(),
         num_classes=data.train.info.num_classes or None,
         evaluate=lambda student: quick_look(student, data, task, watched),
@@ -238,8 +242,18 @@ def build_stage(
         seed=recipe.seed,
         reporter=_language().watching(reporter, folder) if text and reporter is not None else reporter,
         holdout=getattr(data, "holdout_loader", None),
+        token_map=None if across is None else across.token_map,
     )
     return BuiltStage(stage, roles, data, task)
+
+
+def _across(data: StageData, roles: Mapping[str, Role]) -> Any:
+    """Returns what writes batches in the tokens of a teacher with another tokenizer; None where there is none."""
+    if not data.tokenizers:
+        return None
+    from limbeck.recipes.other_tokens import teacher_text
+
+    return teacher_text(data.tokenizers, data.train, roles)
 
 
 def reads_text(spec: StageSpec) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ from limbeck.evaluate.teacher_hacking import HackingWatch
 from limbeck.recipes.build import RoleBuilder, StageData, check_holdout, make_task
 from limbeck.recipes.cutting import cut_student, trimmed_model, wanted_vocabulary, with_fewer_tokens
 from limbeck.recipes.method_section import make_method
+from limbeck.recipes.other_tokens import other_tokenizers, reads_across
 from limbeck.recipes.schema import DataSpec, Recipe, RoleSpec, StageSpec
 from limbeck.students.language import build_language_model, known_language_model
 from limbeck.students.loading import load_weights
+from limbeck.tasks.causal_lm import CausalLM
 from limbeck.teachers.live import FrozenTeacher
 
 _HELD_ROWS = 8
@@ -37,7 +39,8 @@ def build_text(spec: DataSpec, stage: StageSpec, seed: int, *, shuffle: bool = T
 
     Args:
         spec: which data; ``options`` hold ``tokenizer``, ``context``, ``packed``, ``bos``, ``too_long``, ``test`` and
-            the options of the reader. The tokenizer is that of the teacher, or else of the student, when none is named.
+            the options of the reader. The tokenizer is that of the teacher, or else of the student, when none is named;
+            with a method across tokenizers that of the student, and ``teacher_tokenizer`` that of the teacher.
         stage: its batch size and roles.
         seed: seed of the order of rows.
         shuffle: whether training rows come in random order.
@@ -49,6 +52,7 @@ def build_text(spec: DataSpec, stage: StageSpec, seed: int, *, shuffle: bool = T
     check_holdout(spec)
     options, reader = divide_options(spec.options)
     tokenizer = load_tokenizer(options.tokenizer or _tokenizer_of(stage))
+    others = other_tokenizers(stage, options.teacher_tokenizer, tokenizer)
     where: dict[str, Any] = {"name": spec.name, **reader}
     if spec.path is not None:
         where["path"] = spec.path
@@ -80,7 +84,7 @@ def build_text(spec: DataSpec, stage: StageSpec, seed: int, *, shuffle: bool = T
     if spec.holdout:
         kept_out = load_text(where, tokenizer, split="holdout", **whole)
         apart = TextLoader(kept_out, batch_size=size, seed=seed, shuffle=False)
-    return StageData(train, held, split, loader, held_loader, apart)  # type: ignore[arg-type]
+    return StageData(train, held, split, loader, held_loader, apart, others)  # type: ignore[arg-type]
 
 
 def stage_text(
@@ -116,12 +120,13 @@ def _refuse_pictures(spec: DataSpec) -> None:
 
 
 def _tokenizer_of(stage: StageSpec) -> str:
-    """Returns the name of the teacher's tokenizer, or else of another role's.
+    """Returns the name of the teacher's tokenizer (across tokenizers the student's), or else of another role's.
 
     Raises:
         RecipeError: no role has a pretrained model, whose tokenizer could be taken.
     """
-    order = sorted(stage.roles, key=lambda role: (role != "teacher", role))
+    first = "student" if reads_across(make_method(stage.method)[0]) else "teacher"
+    order = sorted(stage.roles, key=lambda role: (role != first, role))
     for role in order:
         spec = stage.roles[role]
         model = spec.model.get("name") if isinstance(spec.model, Mapping) else spec.model or spec.from_role
@@ -147,8 +152,13 @@ class LanguageRoles(RoleBuilder):
             assert isinstance(self.data.loader, TextLoader)
             return Role(provider=remote_teacher(spec.remote, self.data.loader))
         if spec.from_role is None:
-            return super().build(name, spec)
+            role = super().build(name, spec)
+            return role if name not in self.data.tokenizers else replace(role, task=self._task_of(name))
         return Role(model=self._cut(name, spec), taps=spec.taps, precision=spec.precision)
+
+    def _task_of(self, name: str) -> CausalLM:
+        """Returns how a role is run that has a vocabulary of its own."""
+        return CausalLM(vocabulary=self.data.tokenizers[name].vocabulary)
 
     def _cut(self, name: str, spec: RoleSpec) -> nn.Module:
         assert spec.from_role is not None
@@ -183,7 +193,7 @@ class LanguageRoles(RoleBuilder):
         model = self._language_model(name, spec.model)
         if spec.weights is not None:
             load_weights(model, spec.weights)
-        self._made[name] = model = trimmed_model(model, self._tokenizer)
+        self._made[name] = model = model if name in self.data.tokenizers else trimmed_model(model, self._tokenizer)
         return model
 
     @property
@@ -198,13 +208,21 @@ class LanguageRoles(RoleBuilder):
         torch.manual_seed(streams.torch_seed(self.recipe.seed, f"init/{name}"))
         # Pretrained weights have the rows of the whole tokenizer; they are cut afterwards.
         whole = source.tokenizer.origin or source.tokenizer
-        return build_language_model(spec, vocabulary=whole.vocabulary, context=source.context, trust=self.trust)
+        context = source.context
+        if name in self.data.tokenizers:
+            # How many tokens the text has there is not known yet; a pretrained model reads as many as it can.
+            whole, context = self.data.tokenizers[name], 4 * context if _made_here(spec) else 1
+        return build_language_model(spec, vocabulary=whole.vocabulary, context=context, trust=self.trust)
 
     def _cache(self, folder: str) -> Any:
         from limbeck.teachers.cache.sequences import CachedSequences
 
         assert isinstance(self.data.loader, TextLoader)
         return CachedSequences(Path(folder), self.data.loader)
+
+
+def _made_here(spec: str | Mapping[str, Any]) -> bool:
+    return (spec if isinstance(spec, str) else spec.get("name")) == "llama"
 
 
 _CODECS: dict[str, dict[str, Any]] = {
@@ -269,7 +287,7 @@ def refuse_other_tokens(spec: StageSpec, data: StageData) -> None:
 
     batch = next(iter(data.loader.epoch(0)))
     for name, role in spec.roles.items():
-        if not doctor.reads_other_tokens(batch, name):
+        if name not in data.tokenizers and not doctor.reads_other_tokens(batch, name):
             doctor.refuse_other_tokens(name, role, spec.roles, data.train.tokenizer)  # type: ignore[attr-defined]
 
 

@@ -50,7 +50,7 @@ class CausalLM:
         if "hidden" in chosen and "logits" not in chosen:
             with headless(model) as (caught, head):
                 output = _call(model, keywords)
-            signals = Signals(hidden=Hidden(caught[0], head_of(model, head, self.vocabulary)))
+            signals = Signals(hidden=Hidden(caught[0], head_of(model, head, self.vocabulary), _input_embeddings(model)))
         else:
             output = _call(model, keywords)
             signals = Signals(logits=self._logits(model, output))
@@ -176,6 +176,16 @@ def output_layer(model: nn.Module) -> nn.Module:
             "its hidden states cannot be given; use logits"
         )
     return layer
+
+
+def _input_embeddings(model: nn.Module) -> Tensor | None:
+    """Returns the table of a model's input embeddings, where it says which they are."""
+    getter = getattr(getattr(model, "_orig_mod", model), "get_input_embeddings", None)
+    try:
+        table = None if getter is None else getattr(getter(), "weight", None)
+    except NotImplementedError:  # what transformers raises where a model does not say
+        return None
+    return table if isinstance(table, Tensor) and table.dim() == 2 else None
 
 
 def has_output_layer(model: nn.Module) -> bool:

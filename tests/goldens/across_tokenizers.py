@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,8 +14,10 @@ from goldens.sequence import token_batch
 from limbeck.functional.sequences import next_tokens
 from limbeck.functional.spans import common_spans
 from limbeck.methods.base import build_method
+from limbeck.methods.projectors import project
+from limbeck.methods.sequence.dskd import DSKD, embedded
 from limbeck.methods.sequence.gold import GOLD
-from limbeck.signals import Batch, Signals, as_term
+from limbeck.signals import Batch, Head, Hidden, Signals, as_term
 
 
 def _two_sided(labels: Tensor, teacher_labels: Tensor) -> Batch:
@@ -145,3 +149,62 @@ def _merged(case: Case, batch: Batch, side: str, *, late: bool, temperature: flo
                 product = product * probabilities[token][ids[token]]
         merged.append(product)
     return torch.stack(merged)
+
+
+_OBJECTIVES = {
+    "skewed_forward_kl": "skew_kl", "skewed_reverse_kl": "skew_rkl", "js_divergence": "jsd",
+    "adaptive_kl": "adaptive_kl",
+}  # fmt: skip
+
+
+@replays(
+    "Dual-Space KD: dual_space_kd (same tokenizer, positions aligned one to one)",
+    "Dual-Space KD: dual_space_kd_with_cma (different tokenizers, cross-model attention)",
+    "Dual-Space KD: dual_space_kd_with_cross_model_attention",
+)
+def dskd(case: Case) -> dict[str, Tensor]:
+    config = case.config
+    leaves = {name: case.input(name, requires_grad=True) for name in ("student_hidden", "student_head")}
+    own = [name for name in case.input_names() if name.endswith(("_weight", "_bias"))]
+    labels, teacher_labels = case.input("labels"), case.input("teacher_labels")
+    batch = _two_sided(labels, teacher_labels)
+    attends = any(name.startswith("q") for name in own)
+    objective = config["kd_objective"]
+    method = build_method(
+        "dskd", kd_ratio=config["kd_rate"], divergence=_OBJECTIVES.get(objective, objective),
+        temperature=config["kd_temperature"], teacher_temperature=config["teacher_temperature"],
+        scale="batch",
+    )  # fmt: skip
+    assert isinstance(method, DSKD)
+    teacher = Hidden(case.input("teacher_hidden"), Head(case.input("teacher_head")))
+    student = Hidden(leaves["student_hidden"], Head(leaves["student_head"]))
+    shown = [replace(h, table=h.states.reshape(-1, h.states.shape[-1])) for h in (student, teacher)]
+    built(
+        method,
+        {"student": Signals(hidden=shown[0]), "teacher": Signals(hidden=shown[1])},
+        batch=batch if attends else None,
+    )
+    places = {name: name.replace("_", ".") for name in own}
+    leaves |= case.load_into(method, {n: "query" + p[p.index(".") :] if n[0] == "q" else p for n, p in places.items()})
+    if attends:
+        tokens = [_token_vectors(case, side) for side in ("student", "teacher")]
+        method.carried = lambda batch, ours, theirs, pair: method.attended(  # type: ignore[method-assign]
+            tokens[0], tokens[1], theirs.states, project(method.s2t, ours.states), pair.mask, pair.teacher_mask
+        )
+    else:
+        batch = Batch((k, v) for k, v in batch.items() if "spans" not in k and "teacher" not in k)
+    terms = {k: as_term(v) for k, v in method(batch, Signals(hidden=student), Signals(hidden=teacher)).items()}
+    sums = {name: term.total() for name, term in terms.items()}
+    loss = torch.stack([method.weights[name] * value for name, value in sums.items()]).sum() / config["batch_denom"]
+    return {**{f"out.{name}": value for name, value in sums.items()}, "out.loss": loss, **gradients(loss, leaves)}
+
+
+def _token_vectors(case: Case, side: str) -> tuple[Tensor, Tensor]:
+    """The vectors of what a side reads and of what comes next: as the file gives them, or by its tables."""
+    names = [name for name in case.input_names() if name.startswith((side, side[:3])) and "emb" in name]
+    given = {kind: [n for n in names if kind in n.removeprefix(side)] for kind in ("input", "target")}
+    if given["input"] and given["target"]:
+        return case.input(given["input"][0]), case.input(given["target"][0])
+    labels = case.input("labels" if side == "student" else "teacher_labels")
+    ids = next(case.input(n) for n in case.input_names(side) if n.endswith("ids"))
+    return embedded(case.input(names[0]), ids, labels, labels != -100)

@@ -37,6 +37,10 @@ class LanguageModel(nn.Module):
         """Returns the head, as models of transformers do."""
         return self.lm_head
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Returns the embedding, as models of transformers do."""
+        return self.embedding
+
     def forward(self, input_ids: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Returns logits ``[B, T, V]``."""
         tokens = input_ids if isinstance(input_ids, Tensor) else input_ids["input_ids"]

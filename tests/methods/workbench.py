@@ -33,6 +33,12 @@ MOMENTS = tuple(Progress(step, 2, 12) for step in (0, 3, 23))
 
 Variant = tuple[str, dict[str, Any]]
 
+BESIDE: dict[tuple[str, str, Any], dict[str, Any]] = {
+    ("unified_opd", "access", "text"): {"source": "teacher", "divergence": "forward_kl"},
+    ("unified_opd", "access", "none"): {"source": "data", "divergence": "forward_kl"},
+}
+"""What a choice needs beside it, where a method refuses it alone."""
+
 
 def annotations(name: str) -> dict[str, Any]:
     """Annotated types of a method's hyperparameters."""
@@ -54,7 +60,7 @@ def variants() -> list[Variant]:
         found.append((name, {}))
         for key, parameter in methods[name].part.hyperparameters().items():
             others = [c for c in choices(annotations(name)[key]) if c != parameter.default]
-            found.extend((name, {key: other}) for other in others)
+            found.extend((name, {key: other, **BESIDE.get((name, key, other), {})}) for other in others)
     return found
 
 
@@ -135,7 +141,10 @@ class Bench:
                 SAMPLES, slice(start, start + rows), views=self.method.needs.views,
                 two_tokenizers="teacher_spans" in read,
             )  # fmt: skip
-            return Batch((key, value) for key, value in every.items() if key in read)
+            found = Batch((key, value) for key, value in every.items() if key in read)
+            if "on_policy" in self.method.needs.batch:
+                found["on_policy"] = torch.ones(found.size, dtype=torch.bool)
+            return found
         batch = make_batch(rows, start=start, views=self.method.needs.views, needed=self.method.needs.batch)
         if self.method.needs.holdout == "batches":
             batch["holdout"] = make_holdout()
@@ -272,6 +281,7 @@ def _build(bench: Bench, init_seed: int) -> None:
         num_classes=CLASSES,
         labels=all_labels(),
         seed=3,
+        batch=bench.batch(),
         token_map=TOKEN_MAP,
     )
     with torch.random.fork_rng(devices=[]):

@@ -69,11 +69,8 @@ def test_a_shipped_recipe_says_what_it_is(name: str) -> None:
     assert len(text.splitlines()) <= 20
 
 
-WITHOUT_SOURCE = {
-    *("kdrl", "minillm", "on_policy_distillation", "opsd", "rlad", "speculative_kd", "swing"),
-    *("uld", "gold"),
-}
-"""Methods whose batches no source makes yet: samples of the student, with rewards; answers in pairs; private tokens."""
+WITHOUT_SOURCE: set[str] = set()
+"""Methods whose batches no source makes yet."""
 
 
 def test_every_method_has_a_recipe() -> None:

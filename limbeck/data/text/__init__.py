@@ -5,6 +5,7 @@ from limbeck.data.text.examples import Chat, Document, Example, Pair
 from limbeck.data.text.loader import TextLoader
 from limbeck.data.text.pairs import Preference
 from limbeck.data.text.source import TextSource, load_text, texts
+from limbeck.data.text.teacher_text import TeacherText
 from limbeck.data.text.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Example",
     "Pair",
     "Preference",
+    "TeacherText",
     "TextLoader",
     "TextSource",
     "Tokenizer",

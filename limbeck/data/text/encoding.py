@@ -26,12 +26,14 @@ class Encoded:
         learn: ``[n]`` bool, which tokens are to be predicted; the first never counts, since nothing predicts it.
         prompt: number of tokens before the first that belongs to a completion; 0 for documents.
         record: what the line of data says beside its text; no part of the sequence's key.
+        chat: the conversation that this is, which another tokenizer's template writes in its own way.
     """
 
     ids: np.ndarray
     learn: np.ndarray
     prompt: int = 0
     record: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    chat: Chat | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -47,7 +49,7 @@ class Encoded:
 
     def cut(self, length: int) -> Encoded:
         """Returns the first ``length`` tokens."""
-        return Encoded(self.ids[:length], self.learn[:length], min(self.prompt, length), self.record)
+        return Encoded(self.ids[:length], self.learn[:length], min(self.prompt, length), self.record, self.chat)
 
 
 def encode_example(example: Example, tokenizer: Tokenizer, *, bos: bool = False, where: str = "a sample") -> Encoded:
@@ -96,7 +98,7 @@ def _encode_chat(chat: Chat, tokenizer: Tokenizer, where: str) -> Encoded:
     first = np.flatnonzero(learn)
     if not len(first):
         raise DataError(f"{where}: the chat template leaves nothing of the assistant's turns to learn")
-    return Encoded(ids, learn, int(first[0]), chat.record)
+    return Encoded(ids, learn, int(first[0]), chat.record, chat)
 
 
 def _from_message(chat: Chat, messages: list[dict[str, str]], tokenizer: Tokenizer, where: str) -> np.ndarray | bool:

@@ -349,6 +349,7 @@ class Options:
         self,
         *,
         tokenizer: str | None = None,
+        teacher_tokenizer: str | None = None,
         context: Count = 512,
         packed: bool = False,
         bos: bool = False,
@@ -356,6 +357,7 @@ class Options:
         test: float = 0.05,
     ) -> None:
         self.tokenizer = tokenizer
+        self.teacher_tokenizer = teacher_tokenizer
         self.rows: dict[str, Any] = {
             "context": context, "packed": packed, "bos": bos, "too_long": too_long, "test": test,
         }  # fmt: skip
@@ -370,6 +372,6 @@ def divide_options(options: Mapping[str, Any]) -> tuple[Options, dict[str, Any]]
     Raises:
         RecipeError: a value is out of range.
     """
-    known = ("tokenizer", "context", "packed", "bos", "too_long", "test")
+    known = ("tokenizer", "teacher_tokenizer", "context", "packed", "bos", "too_long", "test")
     own = {key: value for key, value in options.items() if key in known}
     return Options(**own), {key: value for key, value in options.items() if key not in known}
