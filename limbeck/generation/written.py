@@ -113,7 +113,8 @@ class Parts:
         checksum, _, body = content.partition(b"\n")
         if checksum != b"%08x" % zlib.crc32(body):
             return None
-        groups = [[Completion(**c) for c in json.loads(line)] for line in body.decode().splitlines()]
+        # Not `splitlines`, for which a line separator within an answer would end a line too.
+        groups = [[Completion(**c) for c in json.loads(line)] for line in body.decode().split("\n")[:-1]]
         return groups if len(groups) == len(self.numbers(part)) else None
 
 

@@ -100,6 +100,12 @@ def test_what_was_written_before_a_kill_is_not_written_again_and_a_damaged_part_
         Parts(tmp_path, {"writer": "v"}, prompts=10, size=3)
 
 
+def test_answers_may_hold_any_character(tmp_path):
+    parts, odd = Parts(tmp_path, {}, prompts=1, size=2), "a\u2028b\x85c\x1d\r\n\"d\" é \U0001f642"
+    parts.store(0, [[Completion(odd, True, 3)]])
+    assert [group[0].text for group in parts.completions()] == [odd]
+
+
 def test_processes_share_the_parts(tmp_path):
     prompts = [Pair(f"p{n}", "x") for n in range(10)]
     both = [Copyist(), Copyist()]
