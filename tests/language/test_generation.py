@@ -271,6 +271,10 @@ def test_bad_input_is_refused(model: Any, teacher: Any) -> None:
         written(model, draws=Draws(0, index=[1, 2]))
     with pytest.raises(DataError, match="give draws, or set greedy"):
         written(model, draws=None)
+    parted = copy.deepcopy(model)
+    parted.lm_head.weight.full_tensor = lambda: None
+    with pytest.raises(NeedsError, match=r"set train\.sharding to ddp"):
+        written(parted)
     with pytest.raises(NeedsError, match="Mixed asks 2 models, but 1 are given"):
         written(model, policy=Mixed(0.5))
     for wrong in ({"temperature": 0.0}, {"top_k": 0}, {"top_p": 0.0}, {"max_new_tokens": 0}):
