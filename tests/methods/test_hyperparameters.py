@@ -28,6 +28,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "kdrl": {"anneal": 1e-3},
     "opsd": {"clip": 1e-3, "beta": 0.0},
     "taid": {"step_size": 0.9},
+    "unified_opd": {"access": "scores"},
     "word_kd": {"temperature": 2.0},
 }
 """Values of other hyperparameters without which one of a method does nothing."""
@@ -112,7 +113,10 @@ def test_changes_the_result(name: str, key: str) -> None:
     for context in _contexts(name, key):
         # Two act late: through the gradient of few of the first sequences, and at the end of a run.
         steps = {"detach_skew": 4, "average_from": 24}.get(key, 2)
-        expected = _result(name, {**context, key: default}, steps)
+        try:
+            expected = _result(name, {**context, key: default}, steps)
+        except RecipeError:
+            continue  # A choice that another one excludes.
         for value in itertools.islice(_other_values(name, key), 10):
             try:
                 changed = _result(name, {**context, key: value}, steps)

@@ -10,7 +10,7 @@ from limbeck import streams
 from limbeck.data.text.examples import Pair
 from limbeck.data.text.source import RawText, Split, text_data
 from limbeck.errors import RecipeError
-from limbeck.hyperparameters import Count, WholeNumber
+from limbeck.hyperparameters import Count, Fraction, WholeNumber
 
 Operation = Literal["+", "-", "*"]
 _OPERATIONS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
@@ -23,6 +23,7 @@ def arithmetic(
     largest: WholeNumber = 9,
     operations: tuple[Operation, ...] = ("+",),
     worked: bool = False,
+    hinted: Fraction = 0.0,
     count: Count | None = None,
     seed: WholeNumber = 0,
 ) -> RawText:
@@ -36,6 +37,8 @@ def arithmetic(
         largest: largest number in a sum.
         operations: which operations: ``+``, ``-``, ``*``.
         worked: whether completions show how.
+        hinted: part of the sums whose prompt begins with the solution: ``17+5=22, 22+20=42, 17+25=``. A model that has
+            learnt such prompts makes use of a hint.
         count: how many sums; all there are when None.
         seed: seed of their order.
 
@@ -47,12 +50,14 @@ def arithmetic(
     numbers = range(largest + 1)
     sums = [(first, sign, second) for sign in dict.fromkeys(operations) for first in numbers for second in numbers]
     order = streams.permutation(seed, "arithmetic", 0, len(sums))[:count]
-    return RawText("arithmetic", [_pair(*sums[n], worked=worked) for n in order.tolist()], licence="generated")
+    told = streams.uniform(seed, "arithmetic/hint", 0, order, 1)[:, 0] < hinted
+    pairs = [_pair(*sums[n], worked=worked, hint=hint) for n, hint in zip(order.tolist(), told.tolist())]
+    return RawText("arithmetic", pairs, licence="generated")
 
 
-def _pair(first: int, sign: str, second: int, *, worked: bool) -> Pair:
-    prompt, answer = f"{first}{sign}{second}=", str(_OPERATIONS[sign](first, second))
-    solution = _solution(first, sign, second)
+def _pair(first: int, sign: str, second: int, *, worked: bool, hint: bool) -> Pair:
+    solution, answer = _solution(first, sign, second), str(_OPERATIONS[sign](first, second))
+    prompt = f"{solution}, {first}{sign}{second}=" if hint else f"{first}{sign}{second}="
     completion = f"{solution} #### {answer}" if worked else answer
     record = {"prompt": prompt, "completion": completion, "answer": answer, "solution": solution}
     return Pair(prompt, completion, record)

@@ -28,7 +28,7 @@ from limbeck.functional.token_losses import (
     TokenLoss,
     rows_of,
 )
-from limbeck.methods.base import Method
+from limbeck.methods.base import Method, Setup
 from limbeck.signals import Batch, Signals, Term
 
 STUDENT = "hidden|logits"
@@ -71,6 +71,19 @@ class SequenceMethod(Method):
     average: Average = "token_mean"
     optional_entries: ClassVar[frozenset[str]] = frozenset()
     """Entries of a batch that the method reads where they are there."""
+
+    def build(self, setup: Setup) -> None:
+        """Refuses a teacher with a prompt of its own where the method would not lay its positions on the student's.
+
+        Raises:
+            NeedsError: names methods that do.
+        """
+        read = self.needs.batch | self.optional_entries
+        if "teacher_mask" in (setup.batch or ()) and "teacher_mask" not in read:
+            raise NeedsError(
+                f"{type(self).__name__} compares student and teacher position by position, but the teacher has a "
+                "prompt of its own (privileged_context); use method: opsd, with beta: 0 for its forward KL"
+            )
 
     def position_losses(
         self,

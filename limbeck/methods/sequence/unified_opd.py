@@ -32,8 +32,8 @@ _TERMS: dict[Part, str] = {"dense": "kd", "likelihood": "ce", "reward": "reward"
 @register(
     "unified_opd",
     title="A Survey of On-Policy Distillation for Large Language Models",
-    authors="M. Song and M. Zheng",
-    paper="",
+    authors="Mingyang Song and Mao Zheng",
+    paper="2604.00626",
     year=2026,
     family="sequence",
     equation=r"L = \mathbb{E}_{y \sim \mu} \sum_t D\big(p(\cdot \mid y_{<t}), q(\cdot \mid y_{<t})\big)"
@@ -80,7 +80,7 @@ class UnifiedOPD(SequenceMethod):
         self,
         *,
         divergence: DivergenceChoice | None = "reverse_kl",
-        source: Source = "mixed",
+        source: Source = "student",
         granularity: Granularity = "token",
         access: Access = "white_box",
         reward_weight: NonNegative = 0.0,
