@@ -313,7 +313,7 @@ class Slow(Copyist):
         return super().write(prompts, numbers)
 
 
-def test_a_killed_process_leaves_whole_parts_and_gives_the_folder_free(tmp_path):
+def test_a_killed_process_leaves_whole_parts_and_gives_the_folder_free_row_43(tmp_path):
     prompts = [Pair(f"p{n} ", "x") for n in range(20)]
 
     def write(writer):
