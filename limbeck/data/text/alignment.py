@@ -177,8 +177,11 @@ class Aligner:
         learnt = starts >= own[0] if len(own) else np.zeros(len(starts), bool)
         place = found.add(cut.ids, learnt)
         spans = common_spans(text.ends, cut.ends)
+        # Parts of characters at both ends of a sequence are left out of the text, and of its spans.
+        outside = ~text.valid & (np.diff(text.ends, prepend=0) == 0)
+        ours = np.where(outside, NO_SPAN, spans.first)
         places = np.arange(run.start, run.stop)
-        self._note(found, places, place, (spans.first, spans.second), text.valid & learn[run], cut.exact)
+        self._note(found, places, place, (ours, spans.second), text.valid & learn[run], cut.exact)
 
     def _note(
         self,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from limbeck.functional.policy import policy_surrogate, reward_to_go
+from limbeck.functional.policy import policy_surrogate
 from limbeck.hyperparameters import Fraction, NonNegative
 from limbeck.methods.base import Needs, register
 from limbeck.methods.sequence.base import STUDENT, TOKEN_LOGPROBS, Average, SequenceMethod, token_log_probabilities
+from limbeck.methods.sequence.text_pair import ENTRIES, rewards_to_go, text_pair
 from limbeck.signals import Batch, Signals, Terms
 
 
@@ -29,18 +30,21 @@ class OnPolicyDistillation(SequenceMethod):
     student is taken to be the sampler where they are missing), and may hold an ``advantage`` ``[B]`` from a reward,
     which is added.
 
+    A teacher with another tokenizer scores the same text in its own tokens. Both log-probabilities are then those of
+    the shortest pieces of text that both cut out, and a token's reward is that of its piece.
+
     Terms:
         policy: negative surrogate of each token.
 
     Args:
         coefficient: weight of the log-ratio beside a given advantage.
-        discount: 0 gives a token its own log-ratio, more also those of the tokens after it.
+        discount: 0 gives a token its own log-ratio (across tokenizers that of its span), more also those after it.
         clip: range of the likelihood ratio around 1; None for no clipping.
         average: ``token_mean`` over all tokens of the batch, or ``sequence_mean`` over sequences of their means.
     """
 
     needs = Needs(student={STUDENT}, teacher={TOKEN_LOGPROBS}, batch={"labels", "mask"})
-    optional_entries = frozenset({"sampler_logprobs", "advantage"})
+    optional_entries = ENTRIES | {"sampler_logprobs", "advantage"}
 
     def __init__(
         self,
@@ -62,8 +66,9 @@ class OnPolicyDistillation(SequenceMethod):
         labels, mask = batch["labels"], batch["mask"]
         log_q = self.label_log_probabilities(student, labels, mask)
         sampler = batch.get("sampler_logprobs", log_q.detach())
-        rewards = self.coefficient * (token_log_probabilities(teacher, labels, mask) - sampler)
-        advantage = reward_to_go(rewards, mask, discount=self.discount)
+        pair = text_pair(batch)
+        theirs = token_log_probabilities(teacher, pair.teacher_labels, pair.teacher_mask)
+        advantage = self.coefficient * rewards_to_go(pair, sampler, theirs, discount=self.discount)
         if "advantage" in batch:
             advantage = advantage + batch["advantage"].unsqueeze(-1)
         surrogate = policy_surrogate(log_q, [(sampler, 1.0)], advantage, clip=self.clip)

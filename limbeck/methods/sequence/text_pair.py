@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import NeedsError
-from limbeck.functional.spans import span_count, span_lengths, span_places
+from limbeck.functional.policy import reward_to_go
+from limbeck.functional.spans import span_count, span_lengths, span_places, span_sums
 from limbeck.functional.token_losses import TargetLogits
 from limbeck.methods.sequence.base import logits_by_rows
 from limbeck.signals import Batch, Signals
@@ -105,6 +106,25 @@ def text_pair(batch: Batch) -> TextPair:
         )
     theirs = batch["teacher_labels"], batch["teacher_mask"].bool(), batch["teacher_spans"]
     return TextPair(labels, mask, batch["spans"], *theirs, same=False)
+
+
+def rewards_to_go(pair: TextPair, ours: Tensor, theirs: Tensor, *, discount: float = 0.0) -> Tensor:
+    """Returns for each token of the student the log-ratio of its span and, discounted, those of later ones, ``[B, T]``.
+
+    By the chain rule a span's log-ratio is the sum over the teacher's tokens less that over the student's. All tokens
+    of a span have a part in it; tokens without a span have none. Where both read the same tokens a span is a token.
+
+    Args:
+        pair: the text on both sides.
+        ours: ``[B, T]`` log-probabilities of the student's tokens.
+        theirs: ``[B, T']`` those that the teacher gives to its own.
+        discount: what a later span counts, once more for every span in between.
+    """
+    count = pair.count
+    gaps = span_sums(theirs, pair.teacher_spans, count) - span_sums(ours, pair.spans, count)
+    sums = reward_to_go(gaps, pair.there(), discount=discount)
+    found = sums.gather(1, pair.spans.clamp(min=0))
+    return torch.where(pair.spans >= 0, found, found.new_zeros(()))
 
 
 def _ranks(mask: Tensor, skip_last: bool) -> Tensor:
