@@ -13,6 +13,7 @@ from limbeck.bench.table import Row, write_csv
 from limbeck.engine.checkpoint import write_atomically
 from limbeck.errors import LimbeckError, RecipeError
 from limbeck.evaluate import Spread
+from limbeck.methods.base import methods
 from limbeck.recipes.build import load_split
 from limbeck.recipes.load import as_plain, load_recipe
 from limbeck.recipes.schema import Recipe
@@ -27,6 +28,7 @@ def data_curve(
     fractions: Sequence[float] = (0.01, 0.1, 1.0),
     seeds: Sequence[int] = (0, 1, 2),
     equal_steps: bool = False,
+    labels_alone: bool = False,
     out: str | Path | None = None,
     workers: int | None = None,
     trust: bool = False,
@@ -36,12 +38,16 @@ def data_curve(
     Parts are balanced over classes and lie within each other. A killed call continues. Epochs stay as they are, so that
     a small part also means few steps, unless ``equal_steps`` asks for as many epochs more.
 
+    With ``labels_alone`` only labels are scarce: the recipe keeps all samples, of which the others have no label, so
+    that the teacher answers for them; the student alone has nothing but the labelled ones.
+
     Args:
         recipe: a file, the name of a shipped recipe or a mapping, with one stage.
         overrides: ``key=value`` strings.
         fractions: parts of the recipe's training samples, in (0, 1].
         seeds: seeds of every point.
         equal_steps: train on each part for about as many steps as on the whole.
+        labels_alone: take labels away and not samples; the method must know what to do without them.
         out: folder of the runs, ``results.csv`` and ``results.html``; ``runs/data-curve-<recipe>`` when None.
         workers: runs at a time, each on one thread; one a core when None.
         trust: allow models that run the code they name.
@@ -50,13 +56,16 @@ def data_curve(
         The page.
 
     Raises:
-        RecipeError: the recipe is malformed or has several stages, or a fraction is out of range.
+        RecipeError: the recipe is malformed or has several stages, a fraction is out of range, or the method has no use
+            for samples without labels.
         LimbeckError: runs failed; those that worked are kept, and the message names the others.
     """
     given = load_recipe(recipe, overrides)
     name = Path(str(recipe)).name.removesuffix(".yaml") if isinstance(recipe, (str, Path)) else "recipe"
     folder = Path("runs") / f"data-curve-{name}" if out is None else Path(out)
-    recipes, sizes = _recipes(given, fractions, seeds, equal_steps)
+    if labels_alone:
+        _check_semi_supervised(given)
+    recipes, sizes = _recipes(given, fractions, seeds, equal_steps, labels_alone)
     failures = {label: said for label, said in run_recipes(recipes, folder, workers=workers, trust=trust) if said}
     rows = [_row(name, label, seed, made, folder) for (label, seed), made in recipes.items()]
     done = [row for row in rows if row is not None]
@@ -69,7 +78,7 @@ def data_curve(
 
 
 def _recipes(
-    given: Recipe, fractions: Sequence[float], seeds: Sequence[int], equal_steps: bool
+    given: Recipe, fractions: Sequence[float], seeds: Sequence[int], equal_steps: bool, labels_alone: bool
 ) -> tuple[dict[tuple[str, int], Recipe], dict[str, int]]:
     """Recipe by label and seed, and the training samples of each label."""
     if len(given.stages) != 1:
@@ -88,16 +97,30 @@ def _recipes(
         for arm in arms:
             plain = copy.deepcopy(as_plain(given))
             stage = plain["stages"][0]
-            stage["data"]["limit"] = {**limits, "train": count}
+            unlabelled = labels_alone and arm != ALONE
+            if unlabelled:
+                stage["data"]["labelled"] = count
+            else:
+                stage["data"]["limit"] = {**limits, "train": count}
             if arm == ALONE:
                 stage["method"] = {"name": ALONE}
-            if equal_steps:
+            if equal_steps and not unlabelled:
                 stage["train"]["epochs"] = round(spec.train.epochs / fraction)
             label = f"{arm} {count}"
             sizes[label] = count
             for seed in seeds:
                 recipes[label, seed] = load_recipe({**plain, "seed": seed})
     return recipes, sizes
+
+
+def _check_semi_supervised(recipe: Recipe) -> None:
+    for name in recipe.stages[0].method_names:
+        if name != ALONE and not methods[name].part.semi_supervised:
+            known = [entry.name for entry in methods.entries() if entry.part.semi_supervised]
+            raise RecipeError(
+                f"'{name}' has no use for samples without labels; take labels away from a method that has, such as "
+                f"{', '.join(known[:5])}, or leave labels_alone out"
+            )
 
 
 def _row(name: str, label: str, seed: int, recipe: Recipe, folder: Path) -> Row | None:

@@ -125,6 +125,12 @@ def data_curve(
     equal_steps: Annotated[
         bool, typer.Option("--equal-steps", help="Train on each part for as many steps as on the whole.")
     ] = False,
+    labels_alone: Annotated[
+        bool,
+        typer.Option(
+            "--labels", help="Take labels away and not samples; the student alone has the labelled ones only."
+        ),
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder; `runs/data-curve-<recipe>` when absent.")] = None,
     workers: Annotated[int | None, typer.Option(help="Runs at a time; one a core when absent.", min=1)] = None,
     trust: Trust = False,
@@ -139,6 +145,7 @@ def data_curve(
         fractions=parts,
         seeds=range(seeds),
         equal_steps=equal_steps,
+        labels_alone=labels_alone,
         out=out,
         workers=workers,
         trust=trust,

@@ -88,6 +88,86 @@ def conjugate_gradient(
     return solution
 
 
+def minimal_residual(
+    product: Callable[[Tensor], Tensor], target: Tensor, *, iterations: int = 1000, tolerance: float = 1e-12
+) -> Tensor:
+    r"""Solves :math:`A x = b` for a symmetric matrix that is known by its products with vectors.
+
+    Unlike conjugate gradients it does not ask that the matrix be positive definite, which the Hessian of a network is
+    not: of all combinations of :math:`b, A b, A^2 b, ...` it takes the one that leaves the shortest remainder.
+
+    Args:
+        product: returns :math:`A v` for a vector shaped like ``target``.
+        target: :math:`b`, of any shape.
+        iterations: the most products to take.
+        tolerance: length of the remainder, relative to that of ``b``, at which to stop.
+
+    Returns:
+        :math:`x`, shaped like ``target``.
+
+    References:
+        Paige and Saunders, "Solution of Sparse Indefinite Systems of Linear Equations", SIAM J. Numer. Anal. 12, 1975.
+
+    Example:
+        >>> minimal_residual(lambda v: torch.tensor([2.0, -4.0]) * v, torch.tensor([1.0, 1.0]))
+        tensor([ 0.5000, -0.2500])
+    """
+    solution = torch.zeros_like(target)
+    length = torch.linalg.vector_norm(target)
+    if length == 0:
+        return solution
+    current, before, coupling = target / length, torch.zeros_like(target), torch.zeros_like(length)
+    steps = [torch.zeros_like(target), torch.zeros_like(target)]
+    cosines, sines = [torch.ones_like(length)] * 2, [torch.zeros_like(length)] * 2
+    left = length
+    for _ in range(iterations):
+        image = product(current)
+        middle = (current * image).sum()
+        image = image - middle * current - coupling * before
+        following = torch.linalg.vector_norm(image)
+        # The rotations of the two steps before, then one that clears what is below the diagonal.
+        diagonal = cosines[1] * middle - cosines[0] * sines[1] * coupling
+        above = sines[1] * middle + cosines[0] * cosines[1] * coupling
+        pivot = torch.hypot(diagonal, following)
+        if pivot == 0:
+            break
+        steps = [steps[1], (current - sines[0] * coupling * steps[0] - above * steps[1]) / pivot]
+        cosines, sines = [cosines[1], diagonal / pivot], [sines[1], following / pivot]
+        solution = solution + cosines[1] * left * steps[1]
+        left = -sines[1] * left
+        if left.abs() <= tolerance * length or following == 0:
+            break
+        before, current, coupling = current, image / following, following
+    return solution
+
+
+def directional_derivative(
+    outputs: Callable[..., Tensor], parameters: Sequence[Tensor], vector: Sequence[Tensor]
+) -> Tensor:
+    r"""Returns :math:`J v`: how outputs change as parameters move along a vector, exactly.
+
+    Args:
+        outputs: a function of the parameters, twice differentiable.
+        parameters: tensors of any shapes.
+        vector: :math:`v`, shaped like the parameters.
+
+    Returns:
+        Shaped like the outputs.
+
+    Example:
+        >>> directional_derivative(lambda x: x**2, [torch.tensor([1.0, 3.0])], [torch.tensor([1.0, 0.5])])
+        tensor([2., 3.])
+    """
+    with torch.enable_grad():
+        points = [p.detach().requires_grad_() for p in parameters]
+        found = outputs(*points)
+        # The product with the transposed Jacobian is linear in what it is taken with; its derivative is that with J.
+        probe = torch.zeros_like(found, requires_grad=True)
+        back = torch.autograd.grad(found, points, probe, create_graph=True, allow_unused=True)
+        along = torch.stack([(b * v).sum() for b, v in zip(back, vector) if b is not None]).sum()
+        return torch.autograd.grad(along, probe)[0]
+
+
 def head_hessian_product(probabilities: Tensor, features: Tensor, vector: Tensor) -> Tensor:
     r"""Hessian of a linear classifier's mean soft cross-entropy, times a vector of the classifier's shape.
 

@@ -109,8 +109,20 @@ class Observer:
         moved = {
             name: p if slope is None else p - (rate / count) * slope for (name, p), slope in zip(named.items(), summed)
         }
+        return self.with_parameters(batch, moved)
+
+    def with_parameters(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Signals:
+        """Returns what the model would say about a batch with other parameters, with a graph to them.
+
+        Neither the model's own parameters nor its buffers change.
+
+        Args:
+            batch: what it sees.
+            parameters: the other ones by name; all that are not named stay as they are.
+        """
+        model = getattr(self.model, "_orig_mod", self.model)
         copies = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        return self._run(batch.inputs_for(self.role), _Moved(model, {**moved, **copies}))
+        return self._run(batch.inputs_for(self.role), _Moved(model, {**parameters, **copies}))
 
     @property
     def autocast(self) -> torch.dtype | None:

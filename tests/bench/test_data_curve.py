@@ -47,7 +47,7 @@ def test_every_part_is_run_with_and_without_the_method(tmp_path: Path) -> None:
 
 
 def test_equal_steps_train_longer_on_less() -> None:
-    recipes, sizes = module._recipes(module.load_recipe(RECIPE), (0.1, 1.0), (0,), True)
+    recipes, sizes = module._recipes(module.load_recipe(RECIPE), (0.1, 1.0), (0,), True, False)
     assert sizes == {"none 20": 20, "kd 20": 20, "none 200": 200, "kd 200": 200}
     assert recipes["kd 20", 0].stages[0].train.epochs == 10
     assert recipes["kd 200", 0].stages[0].train.epochs == 1
@@ -63,3 +63,18 @@ def test_wrong_fractions_several_stages_and_failures_are_told(tmp_path: Path, mo
     monkeypatch.setattr(module, "run_recipes", lambda *_, **__: [("kd 200-seed0", "no luck")])
     with pytest.raises(LimbeckError, match=r"1 of 2 runs failed.*no luck"):
         data_curve(RECIPE, fractions=(1.0,), seeds=(0,), out=tmp_path)
+
+
+def test_labels_can_be_scarce_where_samples_are_not() -> None:
+    given = module.load_recipe(RECIPE)
+    recipes, sizes = module._recipes(given, [0.25, 1.0], [0], False, True)
+    whole = max(sizes.values())
+    for (label, _), made in recipes.items():
+        arm, count, data = label.split()[0], sizes[label], made.stages[0].data
+        if arm == "none":
+            assert (data.limit["train"], data.labelled) == (count, None)
+        else:
+            assert data.labelled == count
+            assert len(module.load_split(data, "train")) == whole
+    with pytest.raises(RecipeError, match="'dkd' has no use for samples without labels"):
+        data_curve({**RECIPE, "method": "dkd"}, labels_alone=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,10 +11,12 @@ from torch.nn.functional import cross_entropy
 
 from limbeck.functional.influence import (
     conjugate_gradient,
+    directional_derivative,
     head_hessian_product,
     helpfulness,
     hessian_vector_product,
     influence_weights,
+    minimal_residual,
 )
 
 
@@ -58,6 +62,27 @@ def test_the_solver_solves() -> None:
     assert conjugate_gradient(lambda v: matrix @ v, torch.zeros(12)).tolist() == [0.0] * 12
     short = conjugate_gradient(lambda v: matrix @ v, target, iterations=2)
     assert (matrix @ short - target).norm() > (matrix @ found - target).norm()
+
+
+def test_indefinite_systems_are_solved_as_well() -> None:
+    root = torch.randn(14, 14, dtype=torch.float64)
+    matrix, target = root + root.T, torch.randn(14, dtype=torch.float64)
+    assert torch.linalg.eigvalsh(matrix).min() < 0 < torch.linalg.eigvalsh(matrix).max()
+    found = minimal_residual(lambda v: matrix @ v, target)
+    torch.testing.assert_close(found, torch.linalg.solve(matrix, target), rtol=1e-7, atol=1e-9)
+    left = [
+        (matrix @ minimal_residual(lambda v: matrix @ v, target, iterations=n) - target).norm() for n in range(1, 8)
+    ]
+    assert all(later <= sooner + 1e-12 for sooner, later in itertools.pairwise(left))
+    assert minimal_residual(lambda v: matrix @ v, torch.zeros(14)).tolist() == [0.0] * 14
+
+
+def test_derivatives_along_a_direction_are_those_of_the_jacobian() -> None:
+    inputs = torch.randn(6, 3, dtype=torch.float64)
+    weight, direction = torch.randn(2, 4, 3, dtype=torch.float64)
+    outputs = lambda w: torch.tanh(inputs @ w.T)  # noqa: E731
+    expected = torch.func.jvp(outputs, (weight,), (direction,))[1]
+    torch.testing.assert_close(directional_derivative(outputs, [weight], [direction]), expected)
 
 
 def test_what_cannot_be_solved_is_refused() -> None:

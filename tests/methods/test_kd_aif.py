@@ -10,9 +10,12 @@ from limbeck import distill
 from limbeck.errors import NeedsError
 from limbeck.functional import kl
 from limbeck.functional.influence import influence_weights
-from limbeck.methods.base import Setup, build_method
+from limbeck.methods.base import Passes, Setup, build_method
 from limbeck.methods.logit.kd_aif import KDAIF
-from limbeck.signals import as_term
+from limbeck.schedules import Progress
+from limbeck.signals import Batch, Signals, as_term
+from limbeck.tasks.classification import Classification
+from limbeck.teachers.provider import Observer
 from methods.workbench import SAMPLES, bench
 
 
@@ -44,9 +47,6 @@ def test_an_estimate_is_that_of_the_classifiers_parameters() -> None:
     """Through autograd on the student's own classifier, with the dense damped Hessian."""
     built = bench("kd_aif", {"temperature": 3.0, "damping": 0.1})
     method, student = built.method, built.learners["student"]
-    from limbeck.methods.base import Passes
-    from limbeck.schedules import Progress
-
     method.refresh(Progress(2, 2, 12), Passes(built.observe_all, built.observe_holdout))
     train = [(b, s) for b, s in built.observe_all()]
     ((held_batch, held),) = built.observe_holdout()
@@ -68,6 +68,56 @@ def test_an_estimate_is_that_of_the_classifiers_parameters() -> None:
     index = torch.cat([b["index"] for b, _ in train])
     torch.testing.assert_close(method.helpfulness[index], expected, rtol=1e-7, atol=1e-9)
     torch.testing.assert_close(method.sample_weights, influence_weights(method.helpfulness))
+
+
+class _TwoLayers(nn.Module):
+    """A tiny student whose Hessian can be written down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Returns logits."""
+        return self.head(torch.tanh(self.first(inputs)))
+
+
+def _observed(student: nn.Module, inputs: Tensor, labels: Tensor, first: int) -> list[tuple[Batch, dict[str, Signals]]]:
+    batches = []
+    for rows in torch.arange(len(inputs)).split(5):
+        batch = Batch(inputs=inputs[rows], labels=labels[rows], index=first + rows)
+        says = student(inputs[rows]).detach()
+        batches.append((batch, {"student": Signals(logits=says), "teacher": Signals(logits=3 * says.roll(1, 0))}))
+    return batches
+
+
+def test_through_all_parameters_it_is_the_exact_inverse_of_the_damped_hessian() -> None:
+    torch.manual_seed(0)
+    student = _TwoLayers().double()
+    inputs, labels = torch.randn(12, 3).double(), torch.arange(12) % 2
+    train, held = _observed(student, inputs, labels, 0), _observed(student, -inputs, labels, 100)
+    method = build_method("kd_aif", temperature=2.0, through="all", damping=0.05)
+    assert isinstance(method, KDAIF)
+    method.build(Setup(signals={}, models={"student": student}, labels=labels))
+    method.double().observe(train[0][0], {r: Observer(r, student, Classification()) for r in ("student", "teacher")})
+    method.refresh(Progress(1, 1, 2), Passes(lambda: iter(train), lambda: iter(held)))
+    named = dict(student.named_parameters())
+    shapes = [p.shape for p in named.values()]
+    theta = torch.cat([p.detach().flatten() for p in named.values()])
+
+    def logits(vector: Tensor, seen: Tensor) -> Tensor:
+        parts = vector.split([shape.numel() for shape in shapes])
+        return torch.func.functional_call(student, {n: p.view(s) for n, p, s in zip(named, parts, shapes)}, seen)
+
+    teacher = torch.cat([signals["teacher"].logits for _, signals in train])
+    rows = lambda t: kl(logits(t, inputs), teacher, temperature=2.0, reduction="none")  # noqa: E731
+    hessian = torch.func.hessian(lambda t: rows(t).mean())(theta)
+    assert torch.linalg.eigvalsh(hessian).min() < -1e-4
+    slope = torch.func.grad(lambda t: nn.functional.cross_entropy(logits(t, -inputs), labels))(theta)
+    direction = torch.linalg.solve(hessian + 0.05 * torch.eye(len(theta), dtype=theta.dtype), slope)
+    expected = torch.func.jacrev(rows)(theta) @ direction
+    torch.testing.assert_close(method.helpfulness, expected, rtol=1e-6, atol=1e-8)
+    assert all(p.grad is None for p in student.parameters())
 
 
 class _Corrupted(nn.Module):

@@ -26,12 +26,13 @@ class ARD(Method):
     Terms:
         kd: KL divergence from the teacher's tempered probabilities on the clean image to the student's on the
             adversarial one.
-        ce: cross-entropy of the clean images with the labels; there where ``alpha`` is below 1.
+
+    Where ``alpha`` is below 1 there is a second term, ``ce``, the cross-entropy of clean images with the labels.
 
     Deviations: none known.
 
     Args:
-        alpha: weight of ``kd``; ``ce`` has the rest. The authors' best is 1: no labels but in the attack.
+        alpha: weight of ``kd``; the labels have the rest. The authors' best is 1: no labels but in the attack.
         temperature: divides both logits in ``kd``; the divergence is multiplied by its square.
     """
 
@@ -43,7 +44,7 @@ class ARD(Method):
         self.weights = {"kd": alpha, **({"ce": 1 - alpha} if alpha < 1 else {})}
 
     def observe(self, batch: Batch, observers: Observers) -> dict[str, Signals]:
-        """Shows the teacher the clean images and the student the adversarial ones, or both where it learns from both."""
+        """Shows the teacher clean images and the student adversarial ones, or both where it learns from both."""
         teacher = observers["teacher"](batch)
         if "ce" in self.weights:
             return {"student": observe_both("student", batch, observers), "teacher": teacher}
