@@ -221,7 +221,9 @@ def law_numbers(law: PowerLaw) -> Results:
 
 
 class HackingWatch(Reporter):
-    """Passes everything on, and warns once when a run starts to hack its teacher.
+    """Passes everything on, and warns once when a run hacks its teacher after two evaluated epochs in a row.
+
+    A single epoch above the best one is often no more than the noise of training, which no test over the data sees.
 
     Args:
         reporter: who is told.
@@ -231,7 +233,7 @@ class HackingWatch(Reporter):
     def __init__(self, reporter: Reporter, history: Any = tuple) -> None:
         self._inner, self._earlier = reporter, history
         self._history: list[Mapping[str, Any]] = []
-        self._warned = False
+        self._before, self._warned = "", False
 
     def note(self, message: str) -> None:
         """Passes a message on."""
@@ -239,7 +241,8 @@ class HackingWatch(Reporter):
 
     def stage_started(self, name: str, progress: Progress) -> None:
         """Takes up the records of the stage so far."""
-        self._history, self._warned = [r for r in self._earlier() if r.get("stage") == name], False
+        self._history = [r for r in self._earlier() if r.get("stage") == name]
+        self._before, self._warned = self._said(), False
         self._inner.stage_started(name, progress)
 
     def step_done(self, progress: Progress, loss: float) -> None:
@@ -254,11 +257,17 @@ class HackingWatch(Reporter):
         """Looks at the curves with the epoch that is done."""
         self._inner.epoch_done(record)
         self._history.append(record)
-        curves = curves_of(self._history)
-        said = "" if curves is None else warning(curves, judge(curves))
-        if said and not self._warned:
+        if "evaluation" not in record:
+            return
+        said = self._said()
+        if said and self._before and not self._warned:
             self._inner.note(f"warning: {said}")
-        self._warned = bool(said)
+            self._warned = True
+        self._before = said
+
+    def _said(self) -> str:
+        curves = curves_of(self._history)
+        return "" if curves is None else warning(curves, judge(curves))
 
     def stage_done(self, name: str) -> None:
         """Passes the end on."""

@@ -18,12 +18,13 @@ from limbeck.report.sections import Cell, Column, Figure, Figures, Section, Tabl
 _LOSS = Measure("token_loss.loss", "Held-out loss", "number", "lower")
 _TABLES = {
     "Results": ("token_loss", "token_agreement"),
-    "Fidelity and calibration": ("frequency_bands", "token_calibration", "text_overlap"),
-    "What is written": ("repetition", "writing"),
+    "Frequent and rare tokens, calibration": ("frequency_bands", "token_calibration"),
+    "What is written": ("text_overlap", "repetition"),
     "What is given away of the training text": ("memorization", "canaries"),
     "Size and speed": ("size", "throughput"),
-    "Tasks and course": ("harness", "teacher_hacking"),
+    "Course of training and tasks": ("teacher_hacking", "harness"),
 }
+_ELSEWHERE = ("writing",)
 _LOSSES_SHOWN = 2
 
 
@@ -60,7 +61,7 @@ def verdict(arms: Sequence[Arm]) -> str:
 
 def tables(arms: Sequence[Arm]) -> list[Table | None]:
     """Returns a table a theme, of the measures that the arms have."""
-    grouped = {name for names in _TABLES.values() for name in names}
+    grouped = {*_ELSEWHERE, *(name for names in _TABLES.values() for name in names)}
     further = [e.name for e in evaluations.entries() if e.name not in grouped]
     themes = {**_TABLES, "Further measures": tuple(further)}
     return [results_table(title, arms, found) for title, names in themes.items() if (found := measures(names))]
@@ -77,7 +78,7 @@ def figures(arms: Sequence[Arm]) -> list[Figures]:
     looks = palette(arms)
     curves = arm_curves(arms)
     drawn: dict[str, Sequence[Figure | None]] = {
-        "Fidelity and calibration": (
+        "Where the teacher is kept, and how sure students are": (
             by_frequency(arms, looks),
             by_frequency(arms, looks, "loss"),
             reliability(arms, looks, evaluation="token_calibration"),
@@ -86,7 +87,7 @@ def figures(arms: Sequence[Arm]) -> list[Figures]:
         "The course of training": (
             golden_curves(curves, looks),
             proxy_against_golden(curves, looks),
-            *(loss_curves(arm) for arm in arms[:_LOSSES_SHOWN] if arm.kind == "distilled"),
+            *(loss_curves(arm) for arm in [a for a in arms if a.kind == "distilled"][:_LOSSES_SHOWN]),
         ),
     }
     shown = {title: tuple(f for f in group if f is not None) for title, group in drawn.items()}

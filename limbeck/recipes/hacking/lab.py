@@ -20,7 +20,7 @@ from limbeck.engine.roles import Role
 from limbeck.engine.run_folder import RunFolder, epoch_records
 from limbeck.engine.settings import TrainSettings
 from limbeck.engine.stage import BatchLoader, Stage
-from limbeck.evaluate.teacher_hacking import Curves, HackingWatch, curves_of, judge, law_numbers
+from limbeck.evaluate.teacher_hacking import Curves, curves_of, judge, law_numbers
 from limbeck.generation import Draws
 from limbeck.hyperparameters import validated_model
 from limbeck.recipes.hacking.distances import Distances, Reference
@@ -194,11 +194,10 @@ class _Bench:
         torch.manual_seed(streams.torch_seed(self.lab.seed, f"train/{name}"))
         folder = RunFolder(self.folder / "stages" / name.replace(" ", "_"), self.plain)
         try:
-            watch = HackingWatch(self.reporter, lambda: epoch_records(folder.path))
             Stage(
                 method=made, roles=roles, task=self.task, loader=loader, settings=settings, weights=weights,
                 num_classes=self.tokenizer.vocabulary, evaluate=distances, folder=folder,
-                name=name.replace(" ", "_"), seed=self.lab.seed, reporter=watch,
+                name=name.replace(" ", "_"), seed=self.lab.seed, reporter=self.reporter,
             ).run()  # fmt: skip
             return epoch_records(folder.path)
         finally:

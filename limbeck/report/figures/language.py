@@ -19,13 +19,18 @@ def band_name(frequency: Sequence[float]) -> str:
     """Names a band by how often its tokens come in a million.
 
     Example:
-        >>> band_name([120.4, 3500.0]), band_name([0.0, 0.0])
-        ('120–3500', 'never')
+        >>> band_name([120.4, 34_567.0]), band_name([0.0, 0.0])
+        ('120–35k', 'never')
     """
-    low, high = (float(f"{value:.2g}") if value < 100 else round(value) for value in frequency)
-    if high == 0:
+    low, high = (_short_number(value) for value in frequency)
+    if high == "0":
         return "never"
-    return f"{low:g}" if low == high else f"{low:g}–{high:g}"
+    return low if low == high else f"{low}–{high}"
+
+
+def _short_number(value: float) -> str:
+    rounded = float(f"{value:.2g}")
+    return f"{rounded / 1000:g}k" if rounded >= 1000 else f"{rounded:g}"
 
 
 def by_frequency(arms: Sequence[Arm], looks: Looks, key: str = "kl") -> Figure | None:
@@ -160,8 +165,7 @@ def proxy_by_epoch(curves: Mapping[str, tuple[Curves, Judgement]], looks: Looks)
             axes.plot(*zip(*points), color=look.colour, linestyle=look.line, label=short(name))
         axes.set(xscale="log", yscale="log", xlabel="epoch", ylabel=title)
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(_plain())
-            axis.set_minor_formatter(ticker().NullFormatter())
+            _plain_logarithmic(axis)
         axes.tick_params(which="both", length=0)
         drawing.legend_above(axes)
     ends = ", ".join(f"{name} ends at {curve.proxy[-1]:.3g}" for name, (curve, _) in known.items())
@@ -170,9 +174,11 @@ def proxy_by_epoch(curves: Mapping[str, tuple[Curves, Judgement]], looks: Looks)
     return Figure(name, drawing.svg(), f"Line chart by epoch: {ends}.", caption)
 
 
-def _plain() -> Any:
-    """Plain numbers: the drawing's letters are text, which shows no formulas."""
-    return ticker().FuncFormatter(lambda value, _: f"{value:g}")
+def _plain_logarithmic(axis: Any) -> None:
+    """Plain numbers at 1, 2 and 5: the drawing's letters are text, which shows no formulas."""
+    axis.set_major_locator(ticker().LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(ticker().FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(ticker().NullFormatter())
 
 
 def proxy_against_golden(curves: Mapping[str, tuple[Curves, Judgement]], looks: Looks) -> Figure | None:
@@ -192,8 +198,7 @@ def proxy_against_golden(curves: Mapping[str, tuple[Curves, Judgement]], looks: 
             if judged.hacking:
                 _mark(axes, curve.proxy[judged.turn.best], curve.golden[judged.turn.best])
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(_plain())
-        axes.xaxis.set_minor_formatter(ticker().NullFormatter())
+        _plain_logarithmic(axes.xaxis)
         axes.invert_xaxis()
         axes.tick_params(which="both", length=0)
         axes.set_xlabel(f"{first.proxy_name}: nearer to the right")
