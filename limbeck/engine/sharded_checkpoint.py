@@ -17,13 +17,17 @@ from torch import Tensor
 
 from limbeck.engine import distributed
 from limbeck.engine.checkpoint import disk_error
+from limbeck.engine.sharding import own_part
 from limbeck.errors import CheckpointError
 
 _SHARDED = "sharded tensor"
 
 
 def split(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns ``state`` with placeholders for its sharded tensors, and these by name."""
+    """Returns ``state`` with placeholders for its sharded tensors, and these by name; all processes must call it.
+
+    A tensor that stands under two names, as the tied embeddings of a language model do, is given once.
+    """
     if distributed.world_size() == 1:
         return dict(state), {}
     from torch.distributed.tensor import DTensor, Replicate
@@ -46,7 +50,31 @@ def split(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
             return {key: visit(v, f"{name}.{key}") for key, v in value.items()}
         return value
 
-    return {key: visit(value, str(key)) for key, value in state.items()}, shards
+    marked = {key: visit(value, str(key)) for key, value in state.items()}
+    ties = _ties(shards)
+    return _renamed(marked, ties), {name: tensor for name, tensor in shards.items() if name not in ties}
+
+
+def _ties(shards: Mapping[str, Tensor]) -> dict[str, str]:
+    """Returns under which other name a tensor stands already, for those that do, the same in all processes."""
+    first: dict[tuple[int, torch.Size], str] = {}
+    own: dict[str, str] = {}
+    for name, tensor in shards.items():
+        place = own_part(tensor).data_ptr()
+        # A process may hold nothing of a small tensor, and then another one knows.
+        if place:
+            known = first.setdefault((place, tensor.shape), name)
+            if known != name:
+                own[name] = known
+    return {name: known for ties in distributed.gather_objects(own) for name, known in ties.items()}
+
+
+def _renamed(value: Any, ties: Mapping[str, str]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if _SHARDED in value:
+        return {**value, _SHARDED: ties.get(value[_SHARDED], value[_SHARDED])}
+    return {key: _renamed(v, ties) for key, v in value.items()}
 
 
 def write(folder: Path, shards: Mapping[str, Tensor]) -> None:
@@ -95,7 +123,8 @@ def _prepared(value: Any, empty: dict[str, Tensor]) -> Any:
         return value
     if _SHARDED in value:
         name = str(value[_SHARDED])
-        empty[name] = _empty(value["shape"], getattr(torch, value["dtype"]), value["dims"])
+        if name not in empty:
+            empty[name] = _empty(value["shape"], getattr(torch, value["dtype"]), value["dims"])
         return empty[name]
     return {key: _prepared(v, empty) for key, v in value.items()}
 
