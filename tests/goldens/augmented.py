@@ -14,7 +14,7 @@ from limbeck.methods.base import build_method
 from limbeck.methods.feature.kd3 import KD3
 from limbeck.methods.feature.simkd import ReusedClassifier
 from limbeck.signals import Signals, as_term
-from limbeck.transforms.hard import augmentor_is_next, augmentor_loss
+from limbeck.transforms.learnt_augmentation import augmentor_is_next, augmentor_loss
 from limbeck.transforms.partial_mixup import blend, leave_unmixed
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ from limbeck.tasks.classification import Classification
 from limbeck.teachers.live import FrozenTeacher
 from limbeck.teachers.provider import Observer
 from limbeck.transforms import build_transform
-from limbeck.transforms.hard import HardAugmentation, augmentor_is_next, augmentor_loss
+from limbeck.transforms.hard import HardAugmentation
+from limbeck.transforms.hard_mix import OPERATIONS, HardMix, mixed_operations
+from limbeck.transforms.hard_vae import HardVAE
+from limbeck.transforms.learnt_augmentation import LearntAugmentation, augmentor_is_next, augmentor_loss
 from methods.networks import CHANNELS, CLASSES, SIZE, large_teacher, small_student
 
 
@@ -135,3 +139,82 @@ def test_what_it_learnt_comes_back_with_the_same_bits() -> None:
 def test_a_teacher_without_gradients_is_refused_with_the_fix() -> None:
     with pytest.raises(NeedsError, match="differentiable: true"):
         augmentor(differentiable=False)(batch_of())
+
+
+def bound(name: str, **options) -> LearntAugmentation:
+    made = build_transform({"name": name, **options}, seed=0, num_classes=CLASSES)
+    assert isinstance(made, LearntAugmentation)
+    task = Classification()
+    models = {
+        "student": Observer("student", small_student(batch_norm=True), task),
+        "teacher": FrozenTeacher("teacher", large_teacher(batch_norm=True), task, differentiable=True),
+    }
+    made.bind(models, SimpleNamespace(epoch=lambda epoch: [batch_of(epoch=epoch)]))
+    return made
+
+
+def test_without_magnitudes_or_with_the_image_alone_a_mixture_is_the_image() -> None:
+    images, count = batch_of()["inputs"], len(OPERATIONS)
+    box = {"low": torch.tensor(0.0), "high": torch.tensor(1.0)}
+    some = torch.full((count + 1,), 1 / (count + 1))
+    torch.testing.assert_close(mixed_operations(images, torch.zeros(8, count), some, **box), images, atol=1e-5, rtol=0)
+    alone = torch.eye(count + 1)[0]
+    assert torch.equal(mixed_operations(images, torch.randn(8, count), alone, **box), images)
+    brighter = mixed_operations(images, torch.full((8, count), 0.2), torch.eye(count + 1)[count - 1], **box)
+    torch.testing.assert_close(brighter, (images + 0.2).clamp(max=1))
+
+
+@pytest.mark.parametrize(("name", "options"), [("hard_mix", {}), ("hard_vae", {"pretraining_steps": 5})])
+def test_every_augmentor_learns_to_make_the_models_disagree(name: str, options: dict) -> None:
+    made, batch = bound(name, lr=1e-3, **options), batch_of()
+    before = {key: leaf.detach().clone() for key, leaf in made.leaves.items()}
+    models = [made.observers[role].model for role in ("student", "teacher")]
+    for model in models:
+        model.eval()
+    state = copy.deepcopy([m.state_dict() for m in models])
+    clean = models[1](batch["inputs"]).detach()
+
+    def sought() -> float:
+        made.steps = 0  # the same noise before and after
+        with torch.no_grad():
+            return -float(made._judge(batch, clean)[0])
+
+    at_first = sought()
+    for _ in range(8):
+        made.steps = 0
+        made._step(batch, clean)
+    assert sought() > at_first
+    assert all(not torch.equal(leaf, before[key]) for key, leaf in made.leaves.items())
+    found = made(batch)["hard_inputs"]
+    assert not found.requires_grad
+    assert found.shape == batch["inputs"].shape
+    assert 0 <= found.min() <= found.max() <= 1
+    for model, kept in zip(models, state):
+        assert all(p.grad is None for p in model.parameters())
+        assert all(torch.equal(t, kept[n]) for n, t in model.state_dict().items())
+    other = bound(name, **options)
+    other.load_state_dict(made.state_dict())
+    assert torch.equal(other.augment(batch), made.augment(batch))
+
+
+def test_the_autoencoder_learns_its_images() -> None:
+    short, long = (bound("hard_vae", pretraining_steps=steps) for steps in (1, 120))
+    batch = batch_of()
+    errors = []
+    for made in (short, long):
+        assert isinstance(made, HardVAE)
+        for raw in made.raw_deviations:
+            raw.data.fill_(-60.0)
+        errors.append((made.augment(batch) - batch["inputs"]).square().mean().item())
+    assert errors[1] < 0.7 * errors[0]
+    assert not any(p.requires_grad for p in long.autoencoder.parameters())
+
+
+def test_shares_prefer_what_the_models_disagree_on() -> None:
+    made = bound("hard_mix", lr=0.05, drift=0.0)
+    assert isinstance(made, HardMix)
+    for _ in range(5):
+        made(batch_of())
+    shares = torch.softmax(made.preference, 0)
+    assert shares.std() > 0
+    assert shares.sum().item() == pytest.approx(1)
