@@ -24,7 +24,7 @@ from limbeck.export import ModelCard, export_onnx, save_student
 from limbeck.recipes.active import asked, run_rounds
 from limbeck.recipes.build import BuiltStage, accuracy_on, build_stage
 from limbeck.recipes.load import as_plain, load_recipe
-from limbeck.recipes.schema import Recipe, RoleSpec, StageSpec
+from limbeck.recipes.schema import Recipe, RoleSpec, StageSpec, goes_on
 from limbeck.students.loading import load_weights, save_weights
 
 
@@ -148,13 +148,8 @@ def _load_left(path: Path, stage: str, role: str, model: nn.Module) -> None:
 def _go_on(before: StageSpec, spec: StageSpec, path: Path, built: BuiltStage) -> None:
     """Learners of a later stage start from what the stage before left, unless they are fresh or of another model."""
     for role, model in built.stage.learners.items():
-        now, then = spec.roles[role], before.roles.get(role)
-        if (
-            then is not None
-            and not now.fresh
-            and now.model == then.model
-            and (path / "stages" / before.name / f"{role}.safetensors").exists()
-        ):
+        left = path / "stages" / before.name / f"{role}.safetensors"
+        if goes_on(before.roles.get(role), spec.roles[role]) and left.exists():
             _load_left(path, before.name, role, model)
 
 
