@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from language.spoken import Largest
 from limbeck.functional.divergence_registry import divergence
 from limbeck.functional.loss_head import projected_token_losses, token_losses
 from limbeck.functional.output_layer import project
@@ -275,21 +276,6 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         token_losses(case["teacher"], _losses(case), gradient="never")
 
 
-class _Largest(torch.utils._python_dispatch.TorchDispatchMode):
-    """Remembers the largest tensor that any operation makes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self.numel = max(self.numel, tensor.numel())
-        return result
-
-
 def test_no_tensor_is_as_large_as_tokens_times_vocabulary() -> None:
     """Peers' bug 42: chunks cut only after everything was widened."""
     tokens, classes = 512, 1024
@@ -304,7 +290,7 @@ def test_no_tensor_is_as_large_as_tokens_times_vocabulary() -> None:
     )
     sizes = []
     for chunk_bytes in (2**16, 2**17):
-        with _Largest() as seen:
+        with Largest() as seen:
             values = projected_token_losses(states, head, {"kd": loss}, chunk_bytes=chunk_bytes, compiled=False)
             values["kd"].mean().backward()
         sizes.append(seen.numel)

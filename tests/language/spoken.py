@@ -59,3 +59,18 @@ def loss_of(method: Method | str, batch: Batch, only: str | None = None, **roles
         return as_term(terms[only]).mean()
     weights = {n: w if isinstance(w, (int, float)) else 1.0 for n, w in built.weights.items()}
     return torch.stack([weights[name] * as_term(term).mean() for name, term in terms.items()]).sum()
+
+
+class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+    """Remembers the largest tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return result

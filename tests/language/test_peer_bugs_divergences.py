@@ -12,7 +12,7 @@ from scipy.special import rel_entr
 from torch import Tensor
 
 from language.corpus import loader, tiny
-from language.spoken import LENGTH, ROWS, V, loss_of, numbers, projected, ragged, said, spoken, tokens
+from language.spoken import LENGTH, ROWS, Largest, V, loss_of, numbers, projected, ragged, said, spoken, tokens
 from limbeck.functional.divergence_registry import divergence_names
 from limbeck.functional.loss_head import projected_token_losses
 from limbeck.functional.token_losses import LabelLoss
@@ -296,18 +296,3 @@ def test_bug_42_no_chunk_is_widened_before_it_is_cut() -> None:
         sizes.append(seen.numel)
     assert sizes[1] == 2 * sizes[0]
     assert sizes[1] < tokens_ * classes / 4
-
-
-class Largest(torch.utils._python_dispatch.TorchDispatchMode):
-    """Remembers the largest tensor that any operation makes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self.numel = max(self.numel, tensor.numel())
-        return result
