@@ -23,7 +23,7 @@ class MemoryForecast:
     """Bytes that a stage holds at once.
 
     Attributes:
-        weights: parameters and buffers of each role.
+        weights: parameters and buffers of each role, and of the method where it has any.
         gradients: of what trains.
         optimizer: what the optimizer remembers.
         activations: what autograd keeps of one step.
@@ -70,7 +70,10 @@ def forecast_memory(stage: Stage, *, vocabulary: int = 0) -> MemoryForecast:
     labels = batch.get("labels")
     roles = sum(getattr(o, "model", None) is not None for o in stage.observers.values())
     return MemoryForecast(
-        weights={role: weights_bytes(model) for role, model in models.items()},
+        weights={
+            **{role: weights_bytes(model) for role, model in models.items()},
+            **({"the method": own} if (own := weights_bytes(stage.method)) else {}),
+        },
         gradients=gradients,
         optimizer=_optimizer_floats(stage.settings) * gradients,
         activations=activations,
