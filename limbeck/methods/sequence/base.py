@@ -79,7 +79,7 @@ class SequenceMethod(Method):
             NeedsError: names methods that do.
         """
         read = self.needs.batch | self.optional_entries
-        if "teacher_mask" in (setup.batch or ()) and "teacher_mask" not in read:
+        if "teacher" in self.roles() and "teacher_mask" in (setup.batch or ()) and "teacher_mask" not in read:
             raise NeedsError(
                 f"{type(self).__name__} compares student and teacher position by position, but the teacher has a "
                 "prompt of its own (privileged_context); use method: opsd, with beta: 0 for its forward KL"
