@@ -158,6 +158,12 @@ class Rollout(ModelTransform):
                     f"the role '{role}' is to write rollouts, but it is {type(observe).__name__} and no model here; "
                     "use a live model for it, or `policy: student`"
                 )
+            known = getattr(getattr(observe, "task", None), "vocabulary", None)
+            if known is not None and self.num_classes and known != self.num_classes:
+                raise NeedsError(
+                    f"the role '{role}' is to write rollouts, but it has {known} tokens, the text {self.num_classes}; "
+                    "a model with tokens of its own cannot write for the student, use `policy: student`"
+                )
         writer = next(iter(self.observers.values()), None)
         tokenizer = getattr(getattr(loader, "source", None), "tokenizer", None)
         self._ends = (*end_tokens(getattr(writer, "model", None), tokenizer), *self._further_ends)

@@ -314,6 +314,9 @@ def test_a_role_without_a_model_cannot_write() -> None:
         made.bind({"student": student, "teacher": lambda batch: None}, loader())
     with pytest.raises(NeedsError, match="runs the role 'teacher'"):
         made.bind({"student": student}, loader())
+    foreign = FrozenTeacher("teacher", MODELS["teacher"], CausalLM(vocabulary=40))
+    with pytest.raises(NeedsError, match="it has 40 tokens, the text 257"):
+        made.bind({"student": student, "teacher": foreign}, loader())
     alone: Any = build_transform({"name": "rollout"}, seed=0, num_classes=VOCABULARY)
     alone.bind({"student": student, "teacher": lambda batch: None}, loader())
     assert set(alone.observers) == {"student"}
