@@ -55,9 +55,9 @@ class UnifiedOPD(SequenceMethod):
 
     Terms:
         kd: divergence at each token, or its sum over a sequence.
-        policy: negative surrogate whose gradient is that of the divergence.
-        ce: negative log-likelihood of the text.
-        reward: negative surrogate of the reward's advantage.
+
+    Other cells have ``policy``, a negative surrogate whose gradient is that of the divergence, or ``ce``, the negative
+    log-likelihood of the text; a ``reward_weight`` adds ``reward``, the negative surrogate of the reward's advantage.
 
     Args:
         divergence: name of a divergence, or a dict of its ``name`` and parameters; null for a reward alone.
