@@ -101,7 +101,7 @@ def test_what_was_written_before_a_kill_is_not_written_again_and_a_damaged_part_
 
 
 def test_answers_may_hold_any_character(tmp_path):
-    parts, odd = Parts(tmp_path, {}, prompts=1, size=2), "a\u2028b\x85c\x1d\r\n\"d\" é \U0001f642"
+    parts, odd = Parts(tmp_path, {}, prompts=1, size=2), 'a\u2028b\x85c\x1d\r\n"d" é \U0001f642'
     parts.store(0, [[Completion(odd, True, 3)]])
     assert [group[0].text for group in parts.completions()] == [odd]
 

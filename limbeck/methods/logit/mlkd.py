@@ -32,8 +32,8 @@ class MLKD(LogitMethod):
     """Aligns single predictions, the correlations of samples and those of classes, over a weak and a strong view.
 
     On the weak view only samples on which the teacher is no surer than a percentile of the batch count, and only
-    classes with no more total probability than that percentile; on the strong view all do. Memory grows with the square of
-    the batch.
+    classes with no more total probability than that percentile; on the strong view all do. Memory grows with the square
+    of the batch.
 
     Terms:
         ce: cross-entropy with the labels, the sum of both views.
