@@ -7,7 +7,7 @@ CONSTRAINTS ?= constraints/cpu.txt
 EXTRAS ?= test,lint,docs
 PYTEST_WORKERS ?= 2
 # Overrides of the comparison of language models: its five-minute form.
-QUICKSTART ?= 'shared.data.limit={train: 160, test: 32}' shared.train.epochs=1 seeds=[0]
+QUICKSTART ?= 'shared.data.limit={train: 64, test: 16}' shared.train.epochs=1 seeds=[0]
 BIN := .venv/bin
 
 # uv does not read pip's configuration; hand it the folders that pip was told to look into, if any.

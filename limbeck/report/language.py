@@ -80,9 +80,40 @@ def _compared(title: str, arm: Spread | None, sft: Spread | None) -> str:
     return f"{title} {arm.mean:.3f} against {sft.mean:.3f} of sft, {way} by {abs(gap):.3f}{doubt}"
 
 
+def cache_verdicts(found: Rows, stages: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Returns one sentence an arm whose teacher is a cache about how it compares with the same arm and a live teacher.
+
+    Args:
+        found: results by arm.
+        stages: the last stage of each arm's recipe.
+    """
+    known = {measure.key: measure for measure in measures(["token_loss", "token_agreement"])}
+    sentences = []
+    for label, stage in stages.items():
+        live = next((other for other in stages if _lives_on(stages[other], stage)), None)
+        if live is None:
+            continue
+        gaps = [
+            f"{title} {one.mean - other.mean:+.4f}"
+            for key, title in ((_LOSS, "held-out loss"), (_KL, "KL to the teacher"))
+            if (one := _spread(found[label], known[key])) and (other := _spread(found[live], known[key]))
+        ]
+        if gaps:
+            sentences.append(f"{label}, from a cache, against {live}, from the live teacher: {', '.join(gaps)}")
+    return tuple(sentences)
+
+
+def _lives_on(live: Mapping[str, Any], cached: Mapping[str, Any]) -> bool:
+    """Whether two stages differ in that one's teacher is a live model and the other's a cache."""
+    teachers = [stage.get("roles", {}).get("teacher") or {} for stage in (live, cached)]
+    alike = all(live.get(key) == cached.get(key) for key in ("data", "method", "transforms", "train"))
+    return alike and bool(teachers[0].get("model")) and bool(teachers[1].get("cache"))
+
+
 def show_arms(finished: FinishedArms) -> None:
     """Prints the table of a comparison and what it says."""
     found = results_of(finished)
+    stages = {label: read_run(folders[0]).stage for label, folders in finished.runs.items()}
     shown = _shown(found)
     grid = Grid(title=finished.about or finished.folder.name)
     grid.add_column("")
@@ -93,7 +124,7 @@ def show_arms(finished: FinishedArms) -> None:
         grid.add_row(label, *(m.text(_spread(rows, m)) for m in shown), _time(finished, label))
     console = Console()
     console.print(grid)
-    for sentence in verdicts(found):
+    for sentence in (*verdicts(found), *cache_verdicts(found, stages)):
         console.print(sentence, soft_wrap=True)
 
 
@@ -121,7 +152,9 @@ def report_arms(finished: FinishedArms, out: Path | None = None) -> Path:
     """
     found = results_of(finished)
     records = {label: [read_run(folder) for folder in folders] for label, folders in finished.runs.items()}
-    sections: list[Section] = [Text("", verdicts(found) or ("There is no arm 'sft' to compare with.",), tone="lead")]
+    said = verdicts(found) or ("There is no arm 'sft' to compare with.",)
+    said += cache_verdicts(found, {label: group[0].stage for label, group in records.items()})
+    sections: list[Section] = [Text("", said, tone="lead")]
     arms = _arms(found, records)
     shown = [table for table in tables(arms) if table is not None and table.title != "Results"]
     sections += [_table(finished, found), *shown]
