@@ -255,6 +255,13 @@ class Signals:
         """Returns a record with ``fn`` applied to every tensor."""
         return replace(self, **{f.name: _map(getattr(self, f.name), fn) for f in fields(self)})
 
+    def map_rows(self, fn: Callable[[Tensor], Tensor]) -> Signals:
+        """Returns a record with ``fn`` applied to every tensor that has a row a sample; an output layer stays."""
+        shared = ("hidden", "views")
+        rows = {f.name: _map(getattr(self, f.name), fn) for f in fields(self) if f.name not in shared}
+        hidden = None if self.hidden is None else replace(self.hidden, states=fn(self.hidden.states))
+        return replace(self, **rows, hidden=hidden, views={name: s.map_rows(fn) for name, s in self.views.items()})
+
     def detach(self) -> Signals:
         """Returns the record cut from the graph: what another learner may use as a target."""
         return self.map(Tensor.detach)

@@ -49,12 +49,13 @@ def _fields(model: type[BaseModel]) -> str:
 def shipped_recipes() -> str:
     """Returns every shipped recipe: what it is about, which methods it uses, its text."""
     parts = []
-    for name in shipped():
-        recipe = load_recipe(name)
-        used = ", ".join(
-            f"[`{m}`](methods/{m}.md)" for m in dict.fromkeys(str(s.method["name"]) for s in recipe.stages)
+    for shown in shipped():
+        recipe = load_recipe(shown)
+        names = dict.fromkeys(name for stage in recipe.stages for name in stage.method_names)
+        used = ", ".join(f"[`{m}`](methods/{m}.md)" for m in names)
+        text = (resources.files("limbeck.recipes") / f"{shown}.yaml").read_text("utf-8")
+        anchor = shown.replace("_", "-")
+        parts.append(
+            f"### `{shown}` {{ #{anchor} }}\n\n{recipe.about or shown}. Method: {used}.\n\n{code(text, 'yaml')}"
         )
-        text = (resources.files("limbeck.recipes") / f"{name}.yaml").read_text("utf-8")
-        anchor = name.replace("_", "-")
-        parts.append(f"### `{name}` {{ #{anchor} }}\n\n{recipe.about or name}. Method: {used}.\n\n{code(text, 'yaml')}")
     return "\n\n".join(parts)

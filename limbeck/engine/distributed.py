@@ -216,8 +216,11 @@ def gather_batch(batch: Batch, needed: Iterable[str] = ()) -> Batch:
 
 
 def gather_signals(signals: dict[str, Signals]) -> dict[str, Signals]:
-    """Returns the signals of all processes by role; gradients flow back to each process's own part."""
-    return {role: s.map(gather) for role, s in signals.items()}
+    """Returns the signals of all processes by role; gradients flow back to each process's own part.
+
+    Output layers are every process's own: they are the same in all of them.
+    """
+    return {role: s.map_rows(gather) for role, s in signals.items()}
 
 
 def share(tensors: Iterable[Tensor]) -> None:

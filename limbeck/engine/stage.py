@@ -96,6 +96,11 @@ class Stage:
                 f"the loss of {type(method).__name__} couples the samples of a batch, so micro-batches would change "
                 "it; set train.micro_batches to 1"
             )
+        if method.one_process and distributed.world_size() > 1:
+            raise RecipeError(
+                f"{type(method).__name__} with these hyperparameters runs in one process, but there are "
+                f"{distributed.world_size()}; start it without torchrun"
+            )
         self.method, self.task, self.loader, self.settings = method, task, loader, settings
         self.name, self.seed, self.step = name, seed, 0
         check_second_order(method, settings)

@@ -114,6 +114,8 @@ class Method(nn.Module):
     """Roles that are trained; all others are frozen."""
     batch_coupled: bool = False
     """Whether the loss depends on which samples share a batch: the engine gathers ranks and refuses micro-batches."""
+    one_process: bool = False
+    """Whether it runs in one process only: the engine refuses several."""
     selection: ClassVar[str | None] = None
     """Name of the selector that chooses the method's training data where a recipe names none."""
     batch_memory: ClassVar[Literal["linear", "quadratic"]] = "linear"

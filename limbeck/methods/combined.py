@@ -43,6 +43,7 @@ class Combined(Method):
         self._roles = tuple(dict.fromkeys(role for m in every for role in m.roles()))
         self.needs = _union([m.needs for m in every])
         self.batch_coupled = any(m.batch_coupled for m in every)
+        self.one_process = any(m.one_process for m in every)
         self.order_dependent = any(m.order_dependent for m in every)
         # A class says these of all its objects; here they depend on the members.
         for name, value in {

@@ -21,7 +21,7 @@ from limbeck.data.loader import Loader
 from limbeck.engine import distributed, sharding
 from limbeck.engine.roles import Role
 from limbeck.engine.run_folder import RunFolder
-from limbeck.errors import DataError, NonFiniteLossError, RunFolderError
+from limbeck.errors import DataError, NonFiniteLossError, RecipeError, RunFolderError
 from limbeck.methods.base import build_method
 from limbeck.signals import Batch
 from limbeck.tasks.classification import Classification
@@ -53,6 +53,8 @@ def gradient_checks() -> Iterator[tuple[str, Check]]:
             continue  # averages over the openings of the whole batch, and says so when that is to be split
         case, check = label((name, config)), functools.partial(trained, name, config)
         method = build_method(name, **config)
+        if method.one_process:
+            continue
         # Where a method differentiates through a step, or compares whole gradients, FSDP is refused.
         for kind in ("ddp",) if method.second_order or method.yielding() else ("ddp", "fsdp"):
             yield f"{case} {kind}", functools.partial(check, sharding=kind)
@@ -178,10 +180,17 @@ def failed(folder: Path) -> dict[str, Any]:
         make_stage("kd", loader=Spoilt(1, _not_a_number)).run()
     with pytest.raises(DataError) as data:
         make_stage("kd", loader=Spoilt(0, _wrong_label))
+    with pytest.raises(RecipeError) as single:
+        make_stage("kd_aif", {"through": "all"})
     (folder / "file").write_text("no folder")
     with pytest.raises(RunFolderError) as run_folder:
         RunFolder.open(folder / "file", {})
-    found = {"loss": str(loss.value), "data": str(data.value), "folder": str(run_folder.value)}
+    found = {
+        "loss": str(loss.value),
+        "data": str(data.value),
+        "folder": str(run_folder.value),
+        "single": str(single.value),
+    }
     everywhere = distributed.gather_objects(found)
     assert everywhere == [found] * distributed.world_size()
     return found

@@ -41,6 +41,7 @@ class TinyLoader:
         views: names of further views.
         needed: entries that the method reads.
         sequences: whether samples are sequences of tokens.
+        on_policy: whether they are said to be the student's own words.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class TinyLoader:
         needed: frozenset[str] = frozenset(),
         *,
         sequences: bool = False,
+        on_policy: bool = False,
     ) -> None:
         self._sizes, self._views, self._needed, self._sequences = tuple(sizes), views, needed, sequences
+        self._on_policy = on_policy
         self.steps_per_epoch = len(sizes)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
@@ -68,7 +71,10 @@ class TinyLoader:
         if not self._sequences:
             return make_batch(last - first, start=first, views=self._views, needed=self._needed)
         batch = sequence_batch(SAMPLES, slice(first, last), views=self._views)
-        return Batch((k, v) for k, v in batch.items() if k in {"inputs", "index", "views", *self._needed})
+        found = Batch((k, v) for k, v in batch.items() if k in {"inputs", "index", "views", *self._needed})
+        if self._on_policy:
+            found["on_policy"] = torch.ones(found.size, dtype=torch.bool)
+        return found
 
 
 def roles_of(name: str, *, batch_norm: bool = False) -> dict[str, Role]:
@@ -124,7 +130,11 @@ def make_stage(
         method=method,
         roles=roles if roles is not None else roles_of(name),
         task=CausalLM() if sequential else Classification(),
-        loader=loader if loader is not None else TinyLoader(sizes, method.needs.views, needed, sequences=sequential),
+        loader=loader
+        if loader is not None
+        else TinyLoader(
+            sizes, method.needs.views, needed, sequences=sequential, on_policy="on_policy" in method.needs.batch
+        ),
         settings=TrainSettings(**settings),
         labels=all_labels(),
         num_classes=VOCABULARY if sequential else CLASSES,

@@ -125,3 +125,4 @@ def test_error_in_one_process_is_raised_in_both(two: Path) -> None:
     assert "the loss term 'ce' is nan at step 1: samples [9]" in said["loss"]
     assert "labels [99] of samples [3] are outside" in said["data"]
     assert "could not be written" in said["folder"]
+    assert "runs in one process, but there are 2" in said["single"]

@@ -236,7 +236,12 @@ def test_measures_of_every_evaluation_of_images_are_found_in_its_results(student
         "corruptions": {"severities": [1]},
         "robustness_attacks": {"steps": 1, "samples": 8, "attacks": ["fgsm", "pgd", "cw", "apgd"], "apgd_steps": 2},
     }
-    entries = [e for e in evaluations.entries() if e.about.get("task", "classification") == "classification"]
+    # Groups need data that knows some.
+    entries = [
+        e
+        for e in evaluations.entries()
+        if e.about.get("task", "classification") == "classification" and e.name != "groups"
+    ]
     results = evaluate(
         student,
         loader=OwnLoader(source, (), batch_size=16, shuffle=False),

@@ -201,7 +201,9 @@ def small(name):
     data = as_plain(load_recipe(name))
     for stage in data["stages"]:
         stage["data"]["limit"] = {"train": 48, "test": 4}
-        stage["data"]["options"] |= {"tokenizer": "bytes", "context": 24}
+        # Privileged prompts must fit as well.
+        asked = any(isinstance(entry, dict) and "template" in entry for entry in stage.get("transforms", ()))
+        stage["data"]["options"] |= {"tokenizer": "bytes", "context": 48 if asked else 24}
         stage["train"] |= {"precision": "fp32"}
         for options in (stage["data"]["options"], *stage.get("transforms", ())):
             if isinstance(options, dict) and "max_new_tokens" in options:

@@ -43,6 +43,10 @@ def failing(prompt, completion, record):
     return 1.0
 
 
+def always_failing(prompt, completion, record):
+    raise ZeroDivisionError("nothing is worth anything")
+
+
 def test_what_is_written_is_judged_with_its_own_record():
     built = stage(trust=True, rollout={"reward": f"python:{__name__}:few"})
     batch = built.first_batch()
@@ -68,7 +72,7 @@ def test_a_reward_that_fails_says_where_and_nothing_is_lost(tmp_path):
     with pytest.raises(RewardError, match=r"ZeroDivisionError: no sevens. Sample \d+, completion"):
         run_recipe(bad, out=tmp_path / "run", trust=True)
     with pytest.warns(UserWarning, match="count as 0"):
-        stage(trust=True, rollout={"reward": f"python:{__name__}:failing", "on_error": "zero"})
+        stage(trust=True, rollout={"reward": f"python:{__name__}:always_failing", "on_error": "zero"})
 
 
 counted = {"calls": 0, "until": math.inf}

@@ -140,7 +140,7 @@ def test_the_reliability_diagram_pools_the_seeds() -> None:
     from limbeck.report.figures.reliability import _pooled
 
     arm = Arm("A", "distilled", (results([0, 10], [None, 0.8], [None, 0.5]), results([10, 30], [0.4, 0.6], [0.1, 0.9])))
-    assert _pooled(arm) == [
+    assert _pooled(arm, "calibration") == [
         (pytest.approx(0.4), pytest.approx(0.1), 0.2),
         (pytest.approx((8 + 18) / 40), pytest.approx((5 + 27) / 40), 0.8),
     ]

@@ -131,7 +131,7 @@ def test_soft_labels_are_mixed_again():
 
 def test_every_transform_says_what_it_changes():
     for entry in transforms.entries():
-        built = build(entry.name)
+        built = build(entry.name, **({"words": ["Anne"]} if entry.name == "private_tokens" else {}))
         assert isinstance(built, Transform)
         assert built.changes
         assert entry.about["paper"]

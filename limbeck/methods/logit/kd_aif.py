@@ -111,6 +111,7 @@ class KDAIF(Method):
         self.iterations = iterations
         self.tolerance = tolerance
         self.through: Literal["head", "all"] = through
+        self.one_process = through == "all"
         self.weights = {"kd": 1.0}
         self._bias = True
         # In a tuple, so that the student is no part of the method's own state.
