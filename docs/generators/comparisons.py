@@ -25,7 +25,7 @@ def comparisons() -> str:
         return "No comparison is shipped yet."
     parts = [
         f"## What wins where\n\n{_side_by_side(_large(results))}",
-        f"## Published orderings\n\n{_orderings(results)}",
+        f"## Published orderings\n\n{_orderings(_large(results))}",
     ]
     for suite, rows in results.items():
         summaries = summarise(rows)

@@ -63,7 +63,7 @@ def _other_values(name: str, key: str) -> Iterator[Any]:
     inner = _inner(annotation)
     if choices(inner):
         yield from (choice for choice in choices(inner) if choice != default)
-    elif inner == TokenChoice:
+    elif key == "tokens" and inner == TokenChoice:
         yield from ("surer_teacher", {"name": "opening", "fraction": 0.5})
     elif inner == DivergenceChoice:
         yield from ("reverse_kl", {"name": "jsd", "beta": 0.3})

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from language.corpus import CHATML, tiny
 from language.tokenizers_made import WORDS, byte_level, ours, saved, sentencepiece_bpe, unigram
-from limbeck.data.text import load_tokenizer
 from limbeck.data.text.trimming import trim_tokenizer
 from limbeck.errors import DataError, RecipeError
 from limbeck.recipes.build import build_stage
@@ -85,18 +84,6 @@ def test_the_most_frequent_tokens_can_be_asked_for():
     assert frequent in trim_tokenizer(whole, counts, most=1).kept
     with pytest.raises(RecipeError, match="at least 1"):
         trim_tokenizer(whole, counts, most=0)
-
-
-def test_the_real_tokenizer_of_smollm2_divides_as_before():
-    whole = load_tokenizer("smollm2-135m-instruct")
-    text = "Sir Walter Elliot, of Kellynch Hall, in Somersetshire, was a man who never took up any book"
-    small = trim_tokenizer(whole, counted(whole, text))
-    assert small.vocabulary < 500
-    assert np.array(small.kept)[small.encode(text)].tolist() == whole.encode(text)
-    other = "import numpy as np  # 東京 😀\n\tx = {1: 'ü'}"
-    assert small.decode(small.encode(other)) == other
-    chat = [{"role": "user", "content": "Hello"}]
-    assert small.render(chat, ask=True) == whole.render(chat, ask=True)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -18,7 +18,8 @@ from limbeck.signals import Batch, Signals, Terms
     family="robust",
     equation=r"L = \alpha\,\mathrm{KL}\big(p^T(x) \| p^S(\tilde x)\big)"
     r" + (1 - \alpha)\,\mathrm{KL}\big(p^T(x) \| p^S(x)\big), \quad"
-    r" \tilde x = \arg\max_{\|\tilde x - x\|_\infty \le \varepsilon} \mathrm{KL}\big(p^T(x) \| p^S(\tilde x)\big)",
+    r" \tilde x = \mathrm{argmax}_{\|\tilde x - x\|_\infty \le \varepsilon}"
+    r" \mathrm{KL}\big(p^T(x) \| p^S(\tilde x)\big)",
 )
 class RSLAD(Method):
     """The student says of clean and of adversarial images what a robust teacher says of the clean ones.
