@@ -86,16 +86,16 @@ def recipe(order: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def built(order: Mapping[str, Any]) -> Stage:
+def built(order: Mapping[str, Any], reporter: Reporter | None = None) -> Stage:
     """Returns limbeck's stage."""
     plain = load_recipe(recipe(order))
-    return build_stage(plain, plain.stages[0]).stage
+    return build_stage(plain, plain.stages[0], reporter=reporter).stage
 
 
 def run_limbeck(order: Mapping[str, Any], watch: Callable[[], None]) -> Clock:
     """Trains with limbeck."""
-    stage, clock = built(order), Clock()
-    stage._reporter = clock
+    clock = Clock()
+    stage = built(order, clock)
     watch()
     clock.begin()
     stage.run()

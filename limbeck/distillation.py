@@ -98,7 +98,7 @@ def distill(
     from limbeck.data import as_source
     from limbeck.data.loader import Loader
     from limbeck.data.subsets import hold_out
-    from limbeck.recipes.build import accuracy_on
+    from limbeck.evaluate.accuracy import accuracy_on
     from limbeck.recipes.method_section import as_method
 
     settings = validated_model(TrainSettings, train, "train")

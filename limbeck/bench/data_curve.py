@@ -14,9 +14,9 @@ from limbeck.engine.checkpoint import write_atomically
 from limbeck.errors import LimbeckError, RecipeError
 from limbeck.evaluate import Spread
 from limbeck.methods.base import methods
-from limbeck.recipes.build import load_split
 from limbeck.recipes.load import as_plain, load_recipe
 from limbeck.recipes.schema import Recipe
+from limbeck.recipes.stage_data import load_split
 
 ALONE = "none"
 

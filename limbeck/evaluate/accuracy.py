@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from limbeck.data.loader import Loader
 from limbeck.evaluate.base import Results, Subject, evaluations, judged, numbers
 from limbeck.evaluate.measure import Measure
+from limbeck.evaluate.predictions import predict
 from limbeck.functional import metrics
+from limbeck.tasks.base import Task
 
 _CLASSES_FOR_TOP5 = 10
 
@@ -29,3 +32,9 @@ def _judge(logits: Tensor, labels: Tensor) -> Results:
         "per_class": numbers(metrics.per_class_accuracy(logits, labels).tolist()),
         "samples": len(labels),
     }
+
+
+def accuracy_on(student: nn.Module, loader: Loader, task: Task) -> float:
+    """Returns a student's top-1 accuracy."""
+    found = predict({"student": student}, loader, task)
+    return metrics.accuracy(found.logits["student"], found.labels).item()

@@ -26,8 +26,9 @@ from limbeck.engine.checkpoint import write_atomically
 from limbeck.errors import DataError, RecipeError
 from limbeck.evaluate.predictions import predict
 from limbeck.functional.metrics import accuracy
-from limbeck.recipes.build import BuiltStage, build_data
+from limbeck.recipes.build import BuiltStage
 from limbeck.recipes.schema import ActiveSpec, Recipe, StageSpec
+from limbeck.recipes.stage_data import build_data
 from limbeck.selection import Ledger, PoolSignals, build_selector
 from limbeck.signals import UNLABELLED
 

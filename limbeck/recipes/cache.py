@@ -6,9 +6,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
+from limbeck.data.loader import Loader
+from limbeck.engine.preflight import tap_groups
+from limbeck.engine.roles import prefers_channels_last
 from limbeck.errors import RecipeError, suggest
-from limbeck.recipes.build import build_cached_role, reads_text
 from limbeck.recipes.load import load_recipe
+from limbeck.recipes.method_section import make_method
+from limbeck.recipes.schema import Recipe, StageSpec
+from limbeck.recipes.stage_data import build_data
+from limbeck.recipes.stage_roles import RoleBuilder, required_model
+from limbeck.recipes.task_section import make_task, reads_text
+from limbeck.teachers.live import FrozenTeacher
 
 _CODECS: dict[str, dict[str, Any]] = {
     "fp32": {"name": "full", "dtype": "float32"},
@@ -63,7 +73,7 @@ def cache_recipe(
         return cache_text(loaded, spec, role, out, codec, k=k, draws=draws, trust=trust, progress=progress)
     if codec not in _CODECS:
         raise RecipeError(f"unknown codec '{codec}'. {suggest(codec, _CODECS)}")
-    teacher, loader, extras = build_cached_role(loaded, spec, role, trust=trust)
+    teacher, loader, extras = _cached_role(loaded, spec, role, trust=trust)
     static = loader.augmentation_key(0) == STATIC
     views = epochs if epochs is not None else 1 if static else spec.train.epochs
     options = {**_CODECS[codec], **({"k": k} if codec == "topk" else {})}
@@ -80,3 +90,38 @@ def cache_recipe(
         progress=progress,
     )
     return describe(out)
+
+
+def _cached_role(
+    recipe: Recipe, spec: StageSpec, role: str, *, trust: bool = False
+) -> tuple[FrozenTeacher | Any, Loader, list[str]]:
+    """Returns a role's provider, a loader in dataset order, and which signals beside logits a cache should store.
+
+    Raises:
+        RecipeError: the recipe has no such role, or it is trained.
+    """
+    if role not in spec.roles:
+        raise RecipeError(f"the recipe has no role '{role}' to cache. {suggest(role, spec.roles)}")
+    method, _ = make_method(spec.method)
+    if role in method.learners:
+        raise RecipeError(
+            f"the role '{role}' is trained by '{spec.method_name}', so its outputs change and cannot be cached"
+        )
+    data = build_data(spec.data, spec, recipe.seed, view_names=method.needs.views, shuffle=False)
+    task = make_task(spec.task, data)
+    made = RoleBuilder(recipe, spec, data, task, trust, None).build(role, spec.roles[role])
+    if made.provider is not None:
+        return made.provider, data.loader, []
+    groups = tap_groups(role, required_model(made.model), method.needs.groups(role), made.taps)
+    chosen = spec.train.channels_last
+    autocast = torch.bfloat16 if (made.precision or spec.train.precision) == "bf16" else None
+    teacher = FrozenTeacher(
+        role,
+        required_model(made.model),
+        task,
+        groups,
+        method.needs.views,
+        autocast=autocast,
+        channels_last=prefers_channels_last(required_model(made.model)) if chosen is None else chosen,
+    )
+    return teacher, data.loader, sorted(method.needs.roles.get(role, frozenset()) - {"logits"})

@@ -22,11 +22,11 @@ from limbeck.errors import DataError, RecipeError
 from limbeck.generation.answers import Lines, own_answer, prompt_of, sorted_out
 from limbeck.generation.written import Completion, refuse_another
 from limbeck.hyperparameters import validated_model
-from limbeck.recipes.build import StageData
 from limbeck.recipes.language import build_text
 from limbeck.recipes.load import load_recipe
 from limbeck.recipes.method_section import make_method
 from limbeck.recipes.schema import DataSpec, StageSpec
+from limbeck.recipes.stage_data import StageData
 from limbeck.recipes.writers import Progress, Writers, Writing, prompts_hash
 from limbeck.rewards import build_reward
 from limbeck.storage import write_durably

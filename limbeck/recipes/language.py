@@ -21,11 +21,13 @@ from limbeck.engine.roles import Role
 from limbeck.engine.run_folder import RunFolder, epoch_records
 from limbeck.errors import RecipeError, UnknownNameError, suggest
 from limbeck.evaluate.teacher_hacking import HackingWatch
-from limbeck.recipes.build import RoleBuilder, StageData, check_holdout, make_task
 from limbeck.recipes.cutting import cut_student, trimmed_model, wanted_vocabulary, with_fewer_tokens
 from limbeck.recipes.method_section import make_method
 from limbeck.recipes.other_tokens import other_tokenizers, reads_across
 from limbeck.recipes.schema import DataSpec, Recipe, RoleSpec, StageSpec
+from limbeck.recipes.stage_data import StageData, check_holdout
+from limbeck.recipes.stage_roles import RoleBuilder
+from limbeck.recipes.task_section import make_task
 from limbeck.students.language import build_language_model, known_language_model
 from limbeck.students.loading import load_weights
 from limbeck.tasks.causal_lm import CausalLM

@@ -19,10 +19,11 @@ from limbeck.engine.reporter import Reporter
 from limbeck.engine.run_folder import RunFolder, epoch_records
 from limbeck.errors import RunFolderError
 from limbeck.evaluate import evaluate, planned, predict
+from limbeck.evaluate.accuracy import accuracy_on
 from limbeck.evaluate.plan import Wanted
 from limbeck.export import ModelCard, export_onnx, save_student
 from limbeck.recipes.active import asked, run_rounds
-from limbeck.recipes.build import BuiltStage, accuracy_on, build_stage
+from limbeck.recipes.build import BuiltStage, build_stage
 from limbeck.recipes.load import as_plain, load_recipe
 from limbeck.recipes.schema import Recipe, RoleSpec, StageSpec, goes_on
 from limbeck.students.loading import load_weights, save_weights

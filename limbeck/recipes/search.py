@@ -15,10 +15,10 @@ import yaml
 from limbeck.data.subsets import limit
 from limbeck.errors import RecipeError
 from limbeck.functional.rank_correlation import kendall_tau, spearman_rho
-from limbeck.recipes.build import build_data
 from limbeck.recipes.load import as_plain, load_recipe
 from limbeck.recipes.run import run_recipe
 from limbeck.recipes.schema import Recipe
+from limbeck.recipes.stage_data import build_data
 from limbeck.storage import write_durably
 from limbeck.students.search.evolve import Candidate, Evolution, Settings
 from limbeck.students.search.score import Scorer

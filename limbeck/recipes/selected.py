@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,12 +17,10 @@ from limbeck.engine.run_folder import RunFolder
 from limbeck.errors import NeedsError, RecipeError
 from limbeck.methods.base import Method
 from limbeck.recipes.schema import StageSpec
+from limbeck.recipes.stage_data import StageData
 from limbeck.selection.base import build_selector, selectors
 from limbeck.tasks.base import Task
 from limbeck.teachers.live import FrozenTeacher
-
-if TYPE_CHECKING:
-    from limbeck.recipes.build import StageData
 
 _FOLDER = "document_losses"
 _WANTED = frozenset({"hidden|logits"})

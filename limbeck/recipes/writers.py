@@ -20,10 +20,11 @@ from limbeck.errors import RecipeError, suggest
 from limbeck.generation import Sampling
 from limbeck.generation.model_writer import ModelWriter
 from limbeck.generation.written import Completion, Parts, Writer, owned, write_parts
-from limbeck.recipes.build import StageData, make_task
 from limbeck.recipes.language import LanguageRoles
 from limbeck.recipes.method_section import make_method
 from limbeck.recipes.schema import Recipe, StageSpec, goes_on
+from limbeck.recipes.stage_data import StageData
+from limbeck.recipes.task_section import make_task
 from limbeck.teachers.fingerprint import fingerprint
 from limbeck.teachers.remote import RemoteTeacher, RemoteWriter
 

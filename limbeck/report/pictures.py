@@ -7,8 +7,8 @@ from pydantic import ValidationError
 
 from limbeck.data.source import Source
 from limbeck.errors import DataError
-from limbeck.recipes.build import held_split, load_split
 from limbeck.recipes.schema import DataSpec
+from limbeck.recipes.stage_data import held_split, load_split
 from limbeck.report.disagreement import Images
 from limbeck.report.runs import RunRecord
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from limbeck.functional.affine_warp import WARP_PARAMETERS, reparameterised, warp, warp_matrices
-from limbeck.hyperparameters import Count, NonNegative, Positive
 from limbeck.signals import Batch
 from limbeck.transforms.base import transform
 from limbeck.transforms.learnt_augmentation import FIRST_DEVIATION, LearntAugmentation, cap_deviation
@@ -46,26 +47,11 @@ class HardAugmentation(LearntAugmentation):
         num_classes: number of classes.
     """
 
-    def __init__(
-        self,
-        *,
-        temperature: Positive = 2.0,
-        disagreement: NonNegative = 1.0,
-        drift: NonNegative = 0.3,
-        lr: Positive = 0.01,
-        lowest: NonNegative | None = None,
-        highest: NonNegative | None = None,
-        most_steps: Count = 5,
-        seed: int,
-        num_classes: int,
-    ) -> None:
-        super().__init__(
-            temperature=temperature, disagreement=disagreement, drift=drift, lowest=lowest, highest=highest,
-            most_steps=most_steps, seed=seed, num_classes=num_classes,
-        )  # fmt: skip
+    def begin(self) -> Mapping[str, Tensor]:
+        """Makes the tensors that are trained, and returns them by name."""
         self.mean = torch.zeros(len(WARP_PARAMETERS), requires_grad=True)
         self.raw_deviation = torch.full_like(self.mean, FIRST_DEVIATION, requires_grad=True)
-        self.train_with({"mean": self.mean, "raw_deviation": self.raw_deviation}, lr)
+        return {"mean": self.mean, "raw_deviation": self.raw_deviation}
 
     def augment(self, batch: Batch) -> Tensor:
         """Returns the warped inputs, with a graph to the augmentor where gradients are on."""

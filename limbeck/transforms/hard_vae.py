@@ -67,13 +67,16 @@ class HardVAE(LearntAugmentation):
         num_classes: int,
     ) -> None:
         super().__init__(
-            temperature=temperature, disagreement=disagreement, drift=drift, lowest=lowest, highest=highest,
+            temperature=temperature, disagreement=disagreement, drift=drift, lr=lr, lowest=lowest, highest=highest,
             most_steps=most_steps, seed=seed, num_classes=num_classes,
         )  # fmt: skip
         self.pretraining_steps, self.pretraining_lr = pretraining_steps, pretraining_lr
         self.autoencoder: ImageAutoencoder | None = None
+
+    def begin(self) -> Mapping[str, Tensor]:
+        """Makes the tensors that are trained, and returns them by name."""
         self.raw_deviations = [torch.full((channels,), FIRST_DEVIATION, requires_grad=True) for channels, _ in LEVELS]
-        self.train_with({f"raw_deviation{n}": leaf for n, leaf in enumerate(self.raw_deviations)}, lr)
+        return {f"raw_deviation{n}": leaf for n, leaf in enumerate(self.raw_deviations)}
 
     def bind(self, observers: Mapping[str, Callable[[Batch], Signals]], loader: Any = None) -> None:
         """Takes what gives each role its signals, and trains the autoencoder on the loader's batches.

@@ -11,6 +11,7 @@ from torch import Tensor
 from limbeck import streams
 from limbeck.errors import DataError, NeedsError, RecipeError
 from limbeck.functional.divergences import kl_of_log_probabilities, tempered_log_softmax
+from limbeck.hyperparameters import Count, NonNegative, Positive
 from limbeck.modes import evaluation_mode
 from limbeck.signals import Batch
 from limbeck.transforms.adversarial import logits_of
@@ -60,14 +61,15 @@ def augmentor_is_next(training_augmentor: bool, disagreement: float, lowest: flo
 class LearntAugmentation(ModelTransform):
     """Base of augmentors that are trained to make student and teacher disagree, in what they add as ``hard_inputs``.
 
-    A subclass makes its leaf tensors, hands them to :meth:`train_with`, and says in :meth:`augment` what becomes of a
-    batch. At every batch it takes one step and the student then learns from the new images; with both thresholds it
-    takes steps on a batch only while it has to.
+    A subclass makes its leaf tensors in :meth:`begin`, and says in :meth:`augment` what becomes of a batch. At every
+    batch it takes one step and the student then learns from the new images; with both thresholds it takes steps on a
+    batch only while it has to.
 
     Args:
         temperature: divides logits in the objective.
         disagreement: weight of the divergence between teacher and student that it seeks.
         drift: weight of the divergence between the teacher's answers to plain and changed inputs that it avoids.
+        lr: its learning rate, of Adam.
         lowest: with ``highest``: the augmentor rests until the disagreement falls below this.
         highest: and then trains until it exceeds this.
         most_steps: steps that it may take on one batch while it trains.
@@ -81,12 +83,13 @@ class LearntAugmentation(ModelTransform):
     def __init__(
         self,
         *,
-        temperature: float,
-        disagreement: float,
-        drift: float,
-        lowest: float | None,
-        highest: float | None,
-        most_steps: int,
+        temperature: Positive = 2.0,
+        disagreement: NonNegative = 1.0,
+        drift: NonNegative = 0.3,
+        lr: Positive = 0.01,
+        lowest: NonNegative | None = None,
+        highest: NonNegative | None = None,
+        most_steps: Count = 5,
         seed: int,
         num_classes: int,
     ) -> None:
@@ -97,12 +100,12 @@ class LearntAugmentation(ModelTransform):
         self.lowest, self.highest, self.most_steps = lowest, highest, most_steps
         self.training_augmentor = True
         self.steps = 0
-        self.leaves: dict[str, Tensor] = {}
-
-    def train_with(self, leaves: Mapping[str, Tensor], lr: float) -> None:
-        """Takes the tensors that are trained, by name, and their learning rate, of Adam."""
-        self.leaves = dict(leaves)
+        self.leaves = dict(self.begin())
         self.optimizer = torch.optim.Adam(list(self.leaves.values()), lr=lr)
+
+    def begin(self) -> Mapping[str, Tensor]:
+        """Makes the tensors that are trained, and returns them by name."""
+        raise TypeError(f"{type(self).__name__} does not define begin()")
 
     def augment(self, batch: Batch) -> Tensor:
         """Returns the changed inputs, with a graph to the leaves where gradients are on."""
