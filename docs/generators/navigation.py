@@ -12,6 +12,7 @@ from .methods import families, family_title
 _FIRST_GUIDES = (
     "first_run",
     "own_method",
+    "own_divergence",
     "own_model",
     "teacher_cache",
     "resume",

@@ -39,8 +39,8 @@ class Divergence:
         slope: derivative by ``log_q``, ``[..., V]``; None where autograd finds it.
         convex: whether a contribution is convex in the target's probability and depends on its own class only, which
             bounds from truncated targets need.
-        linear: whether a contribution is linear in the target's probability up to a part without gradient, so that
-            sampled targets give unbiased gradients.
+        cross_entropy: whether it is the cross-entropy with the target up to a part without gradient, so that drawn
+            and partial targets serve it.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Divergence:
     contributions: Contributions
     slope: Contributions | None = None
     convex: bool = False
-    linear: bool = False
+    cross_entropy: bool = False
 
     def __call__(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Returns the divergence of ``log_q`` ``[..., V]`` from ``log_p``, ``[...]`` in nats."""
@@ -60,7 +60,7 @@ class _Registered:
     function: Contributions
     slope: Contributions | None
     convex: bool
-    linear: bool
+    cross_entropy: bool
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -68,7 +68,7 @@ _DIVERGENCES: dict[str, _Registered] = {}
 
 
 def register_divergence(
-    name: str, *, slope: Contributions | None = None, convex: bool = False, linear: bool = False
+    name: str, *, slope: Contributions | None = None, convex: bool = False, cross_entropy: bool = False
 ) -> Callable[[Contributions], Contributions]:
     """Returns a decorator that makes a function of log-probabilities a divergence that recipes can name.
 
@@ -76,7 +76,7 @@ def register_divergence(
         name: its name.
         slope: derivative of the divergence by ``log_q``, with the same arguments; found by autograd when None.
         convex: see :class:`Divergence`.
-        linear: see :class:`Divergence`.
+        cross_entropy: see :class:`Divergence`.
 
     Raises:
         ValueError: another function has that name, or a parameter has no default.
@@ -100,7 +100,7 @@ def register_divergence(
             raise ValueError(f"the divergence '{name}' needs a default for its parameter '{bare[0]}'")
         defaults = {p.name: p.default for p in keywords}
         _fixed.cache_clear()
-        _DIVERGENCES[name] = _Registered(function, slope, convex, linear, defaults)
+        _DIVERGENCES[name] = _Registered(function, slope, convex, cross_entropy, defaults)
         return function
 
     return decorate
@@ -148,5 +148,5 @@ def _fixed(name: str, given: tuple[tuple[str, Any], ...]) -> Divergence:
         functools.partial(entry.function, **settings),
         None if entry.slope is None else functools.partial(entry.slope, **settings),
         entry.convex,
-        entry.linear,
+        entry.cross_entropy,
     )

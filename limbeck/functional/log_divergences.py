@@ -50,13 +50,13 @@ def _forward_kl_slope(log_p: Tensor, log_q: Tensor) -> Tensor:
     return -log_p.exp()
 
 
-@register_divergence("forward_kl", slope=_forward_kl_slope, convex=True, linear=True)
+@register_divergence("forward_kl", slope=_forward_kl_slope, convex=True, cross_entropy=True)
 def forward_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     r"""Contributions to :math:`\mathrm{KL}(p \| q) = \sum p \log(p/q)`, which covers the modes of the target."""
     return times(log_p.exp(), log_p - log_q)
 
 
-@register_divergence("cross_entropy", slope=_forward_kl_slope, linear=True)
+@register_divergence("cross_entropy", slope=_forward_kl_slope, cross_entropy=True)
 def cross_entropy_with_target(log_p: Tensor, log_q: Tensor) -> Tensor:
     r"""Contributions to :math:`-\sum p \log q`: the gradient of forward KL, but the target's entropy at equality."""
     return times(log_p.exp(), -log_q)

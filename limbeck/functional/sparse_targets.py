@@ -228,7 +228,7 @@ def top_k_loss(
         )
     if reading not in get_args(Reading):
         raise ValueError(f"unknown reading '{reading}' of truncated targets; known: {', '.join(get_args(Reading))}")
-    if reading in ("raw", "teacher_renormalized", "label_residual") and not divergence.linear:
+    if reading in ("raw", "teacher_renormalized", "label_residual") and not divergence.cross_entropy:
         raise ValueError(
             f"the reading '{reading}' of truncated targets says nothing of the classes that are left out, which "
             f"'{divergence.name}' needs; take reading 'tail', or forward_kl"

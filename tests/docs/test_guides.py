@@ -14,6 +14,7 @@ import pytest
 import limbeck
 from distributed.launch import torchrun
 from docs.blocks import blocks, commands, run_page
+from limbeck.functional import divergence_registry
 from limbeck.methods.base import methods
 
 GUIDES = Path(__file__).parents[2] / "docs" / "guides"
@@ -36,6 +37,14 @@ def test_a_guide_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     assert run_page(GUIDES / f"{name}.md", tmp_path) >= 3
+
+
+def test_the_guide_to_an_own_divergence_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(divergence_registry, "_DIVERGENCES", dict(divergence_registry._DIVERGENCES))
+    assert run_page(GUIDES / "own_divergence.md", tmp_path) == 5
+    assert "hellinger" in divergence_registry.divergence_names()
 
 
 @pytest.mark.distributed

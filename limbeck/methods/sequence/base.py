@@ -186,7 +186,7 @@ def target_loss(
         except ValueError as error:
             raise NeedsError(str(error)) from None
     if teacher.sampled is not None:
-        if not divergence.linear or temperature != 1.0:
+        if not divergence.cross_entropy or temperature != 1.0:
             raise NeedsError(
                 f"sampled targets estimate forward KL at temperature 1, not {divergence.name} at {temperature}; "
                 "use a live teacher or a cache of another codec, or set divergence: forward_kl, temperature: 1"

@@ -122,4 +122,4 @@ def _cut(chosen: Divergence, limit: float) -> Divergence:
     def contributions(log_p: Tensor, log_q: Tensor) -> Tensor:
         return chosen.contributions(log_p, log_q).clamp(max=limit)
 
-    return replace(chosen, contributions=contributions, slope=None, convex=False, linear=False)
+    return replace(chosen, contributions=contributions, slope=None, convex=False, cross_entropy=False)
