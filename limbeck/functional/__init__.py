@@ -57,6 +57,7 @@ from limbeck.functional.neuron_selectivity import neuron_selectivity
 from limbeck.functional.normalized import NormalizedKD, normalized_kd
 from limbeck.functional.plackett_luce import label_first_order, plackett_luce, plackett_luce_distillation
 from limbeck.functional.policy import group_statistics, kl_estimate, policy_surrogate, reward_to_go
+from limbeck.functional.preference import implicit_reward, preference_loss
 from limbeck.functional.probability_error import probability_error
 from limbeck.functional.rank_correlation import kendall_tau, ranks, spearman_rho
 from limbeck.functional.reduction import Reduction, reduce
@@ -132,6 +133,7 @@ __all__ = [
     "greedy_weights",
     "group_statistics",
     "hierarchical_context",
+    "implicit_reward",
     "importance_weights",
     "inter_class_distance",
     "intra_class_distance",
@@ -160,6 +162,7 @@ __all__ = [
     "plackett_luce",
     "plackett_luce_distillation",
     "policy_surrogate",
+    "preference_loss",
     "probabilistic_transfer",
     "probability_error",
     "projected_token_losses",

@@ -40,8 +40,21 @@ def sequence_means(values: Tensor, mask: Tensor) -> Tensor:
         >>> sequence_means(torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[1, 1, 0]]))
         tensor([2.])
     """
-    flags = mask.bool()
-    return torch.where(flags, values, values.new_zeros(())).sum(-1) / flags.sum(-1).clamp(min=1)
+    return sequence_sums(values, mask) / mask.bool().sum(-1).clamp(min=1)
+
+
+def sequence_sums(values: Tensor, mask: Tensor) -> Tensor:
+    """Returns the sum over the tokens of each sequence that count, ``[B]``.
+
+    Args:
+        values: ``[B, T]``, such as log-probabilities of tokens, of which these are the sequences'.
+        mask: ``[B, T]`` true where a token counts.
+
+    Example:
+        >>> sequence_sums(torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[1, 1, 0]]))
+        tensor([4.])
+    """
+    return torch.where(mask.bool(), values, values.new_zeros(())).sum(-1)
 
 
 @full_precision

@@ -74,7 +74,9 @@ def generated_data(spec: DataSpec, stage: StageSpec, seed: int, writing: Writing
     rows: dict[str, Any] = {**options.rows, "test": 0.0}
     with tempfile.TemporaryDirectory() as temporary:
         found = _written(wish, base, writing, Path(temporary))
-        train = load_text({"name": "jsonl", "path": str(found.path)}, source.tokenizer, **rows)
+        train = load_text(
+            {"name": "jsonl", "path": str(found.path)}, source.tokenizer, canaries=options.canaries, **rows
+        )
     train.notes = (*source.notes, f"written by {' and '.join(wish.sources)}: {found}", *train.notes)
     train.info = replace(train.info, name=f"{GENERATED} from {source.info.name}", licence=source.info.licence)
     loader = TextLoader(
@@ -161,7 +163,9 @@ def _prompts_spec(spec: DataSpec) -> DataSpec:
     name, path = given.pop("name", None), given.pop("path", None)
     if not isinstance(name, str) or name == GENERATED:
         raise RecipeError(f"data.options.of names other text data, by name or {{name: ..., option: ...}}; it is {of!r}")
-    return spec.model_copy(update={"name": name, "path": path, "options": {**given, **_parted(spec)[0]}})
+    # A secret is planted into what is trained on, and nobody is asked to go on from it.
+    rows = {key: value for key, value in _parted(spec)[0].items() if key != "canaries"}
+    return spec.model_copy(update={"name": name, "path": path, "options": {**given, **rows}})
 
 
 def _written(

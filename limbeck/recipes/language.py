@@ -24,7 +24,7 @@ from limbeck.evaluate.teacher_hacking import HackingWatch
 from limbeck.recipes.cutting import cut_student, trimmed_model, wanted_vocabulary, with_fewer_tokens
 from limbeck.recipes.method_section import make_method
 from limbeck.recipes.other_tokens import other_tokenizers, reads_across
-from limbeck.recipes.schema import DataSpec, Recipe, RoleSpec, StageSpec
+from limbeck.recipes.schema import DataSpec, Recipe, RoleSpec, StageSpec, goes_on
 from limbeck.recipes.stage_data import StageData, check_holdout
 from limbeck.recipes.stage_roles import RoleBuilder
 from limbeck.recipes.task_section import make_task
@@ -40,9 +40,10 @@ def build_text(spec: DataSpec, stage: StageSpec, seed: int, *, shuffle: bool = T
     """Returns the text of a stage as rows of tokens.
 
     Args:
-        spec: which data; ``options`` hold ``tokenizer``, ``context``, ``packed``, ``bos``, ``too_long``, ``test`` and
-            the options of the reader. The tokenizer is that of the teacher, or else of the student, when none is named;
-            with a method across tokenizers that of the student, and ``teacher_tokenizer`` that of the teacher.
+        spec: which data; ``options`` hold ``tokenizer``, ``context``, ``packed``, ``bos``, ``too_long``, ``test``,
+            ``canaries`` and the options of the reader. The tokenizer is that of the teacher, or else of the student,
+            when none is named; with a method across tokenizers that of the student, and ``teacher_tokenizer`` that of
+            the teacher.
         stage: its batch size and roles.
         seed: seed of the order of rows.
         shuffle: whether training rows come in random order.
@@ -64,10 +65,11 @@ def build_text(spec: DataSpec, stage: StageSpec, seed: int, *, shuffle: bool = T
     whole = {**shared, "packed": False}
     split = "validation" if spec.validation else "test"
     trained_on: Any = "holdout" if spec.train_on == "holdout" else "train"
-    train = load_text(where, tokenizer, split=trained_on, **shared)
-    train = with_fewer_tokens(
-        train, wanted_vocabulary(stage), lambda fewer: load_text(where, fewer, split=trained_on, **shared)
-    )
+
+    def read(tokens: Tokenizer) -> TextSource:
+        return load_text(where, tokens, split=trained_on, canaries=options.canaries, **shared)
+
+    train = with_fewer_tokens(read(tokenizer), wanted_vocabulary(stage), read)
     tokenizer = train.tokenizer
     held = load_text(where, tokenizer, split=split, **whole)  # type: ignore[arg-type]
     ranks: dict[str, int] = {"rank": distributed.rank(), "world_size": distributed.world_size()}
@@ -185,10 +187,28 @@ class LanguageRoles(RoleBuilder):
         if not shared:
             # What is cut in place is nobody's model any more.
             self._made.pop(spec.from_role, None)
-        student = cut_student(copy.deepcopy(whole) if shared else whole, spec, source)
+        copied = copy.deepcopy(whole) if shared else whole
+        self._take_on(name, spec.from_role, copied)
+        student = cut_student(copied, spec, source)
         if spec.weights is not None:
             load_weights(student, spec.weights)
         return student
+
+    def _take_on(self, name: str, origin: str, model: nn.Module) -> None:
+        """Gives the copy of a learner what the stage before has left it, since it is with that that it starts."""
+        stages = list(self.recipe.stages)
+        number = stages.index(self.stage)
+        if origin not in make_method(self.stage.method)[0].learners or not number:
+            return
+        before = stages[number - 1]
+        if not goes_on(before.roles.get(origin), self.stage.roles[origin]):
+            return
+        if self.earlier is None:
+            raise RecipeError(
+                f"roles.{name} is a copy of '{origin}' as the stage '{before.name}' leaves it, which has not run here; "
+                f"name its weights instead, for example roles.{name}='{{model: ..., weights: runs/FOLDER}}'"
+            )
+        self.earlier(before.name, model)
 
     def _model(self, name: str, spec: RoleSpec) -> nn.Module:
         assert spec.model is not None

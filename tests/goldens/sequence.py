@@ -15,6 +15,7 @@ from limbeck.functional.log_divergences import head_weight
 from limbeck.functional.loss_head import token_losses
 from limbeck.functional.metrics import binned_confidence, calibration_gap
 from limbeck.functional.policy import reward_to_go
+from limbeck.functional.preference import preference_loss
 from limbeck.functional.sampled_targets import Draws, importance_weights
 from limbeck.functional.sequences import next_tokens
 from limbeck.functional.sparse_targets import top_k, top_k_loss
@@ -327,7 +328,7 @@ def redi(case: Case) -> dict[str, Tensor]:
         "out.per_example": each,
         "out.loss": each.mean(),
         "out.loss_symmetric": (wrong - right).mean(),
-        "out.loss_simpo_b2_g1": -torch.nn.functional.logsigmoid(2 * (right - wrong) - 1).mean(),
+        "out.loss_simpo_b2_g1": preference_loss(2 * (right - wrong) - 1),
         **gradients(each.mean(), leaves),
     }
 

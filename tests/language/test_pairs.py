@@ -18,7 +18,7 @@ from limbeck.tasks.causal_lm import CausalLM
 from limbeck.teachers.cache.sequences import CachedSequences, write_sequences
 from limbeck.teachers.live import FrozenTeacher
 
-VIEWS = {"dckd": "rejected", "redi": "rejected", "adpa": "sampled", "distillm2": "generated"}
+VIEWS = {"dckd": "rejected", "dpo": "rejected", "redi": "rejected", "adpa": "sampled", "distillm2": "generated"}
 ROWS = [
     {"prompt": "Who? ", "chosen": "Anne Elliot", "rejected": "Nobody at all"},
     {"prompt": "Where is she? ", "chosen": "In Bath", "rejected": "At sea, with the fleet"},
@@ -173,7 +173,7 @@ def test_pairs_with_one_prompt_are_on_one_side_of_a_split(tmp_path):
     assert source(tmp_path, changed).fingerprint() != source(tmp_path, rows).fingerprint()
 
 
-@pytest.mark.parametrize("name", ["dckd", "redi", "adpa"])
+@pytest.mark.parametrize("name", ["dckd", "dpo", "redi", "adpa"])
 def test_gradients_are_those_of_one_batch_for_every_split_row_2(tmp_path, name):
     """Both sides have equal masks in the first half alone: each keeps its own count over the whole batch."""
     rows = [

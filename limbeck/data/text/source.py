@@ -12,13 +12,14 @@ from torch import Tensor
 
 from limbeck.data.hashing import fingerprint, hash_bytes
 from limbeck.data.source import DataInfo
+from limbeck.data.text.canaries import planted
 from limbeck.data.text.encoding import Encoded, encode_example
 from limbeck.data.text.examples import Document, Example
 from limbeck.data.text.packing import pack
 from limbeck.data.text.pairs import EncodedPair, Preference, encode_pairs, holds_pairs, sides_of
 from limbeck.data.text.tokenizer import Tokenizer
 from limbeck.errors import DataError, RecipeError
-from limbeck.hyperparameters import Count, validated
+from limbeck.hyperparameters import Count, WholeNumber, validated
 from limbeck.registry import Registry
 
 Split = Literal["train", "test", "validation", "holdout"]
@@ -73,6 +74,7 @@ class TextSource:
         notes: what was cut or left out, in words.
         rejected: for each sequence the answer that it is preferred to, where the data are pairs.
         domains: how many of the sequences belong to each domain, in order; None where the data has no domains.
+        canaries: sentences with a secret that were planted among the sequences, and how often each.
 
     Attributes:
         rows: numbers of the sequences in each row.
@@ -90,6 +92,7 @@ class TextSource:
         notes: Sequence[str] = (),
         rejected: Sequence[Encoded] = (),
         domains: Mapping[str, int] | None = None,
+        canaries: Mapping[str, int] | None = None,
     ) -> None:
         if not sequences:
             raise DataError(f"the text data '{name}' holds no sequence with a token to predict")
@@ -105,6 +108,7 @@ class TextSource:
         self.context = context
         self.packed = packed
         self.notes = tuple(notes)
+        self.canaries = dict(canaries or {})
         self.info = DataInfo(name, tokenizer.vocabulary, (context,), licence=licence)
         # The last token of a sequence is predicted and never read.
         lengths = [len(s) - 1 for s in self.sequences]
@@ -176,6 +180,7 @@ def load_text(
     validation: float = 0.0,
     holdout: float = 0.0,
     limit: int | Mapping[str, int] | None = None,
+    canaries: Mapping[str, int] | None = None,
 ) -> TextSource:
     """Returns a split of a text data set as rows of tokens.
 
@@ -198,6 +203,8 @@ def load_text(
             it trains and for reference models.
         limit: at most that many training sequences; ``{train: n, test: m}`` limits other splits too. Of a mixture of
             domains, so many of all together, as many of each.
+        canaries: sentences with their secret in brackets that are planted into the split, and how often each, see
+            :mod:`limbeck.data.text.canaries`.
 
     Raises:
         UnknownNameError: no reader has that name.
@@ -222,6 +229,15 @@ def load_text(
         found[domain] = held[:share]
         notes += said
     sequences, rejected = sides_of([row for rows in found.values() for row in rows], raw.name)
+    if canaries:
+        if rejected or raw.domains is not None:
+            raise RecipeError(
+                f"canaries are planted into plain text, but '{raw.name}' holds {'pairs' if rejected else 'domains'}; "
+                "remove data.options.canaries"
+            )
+        further = planted(canaries, tokenizer, context=context)
+        notes.append(f"{len(further)} canaries are planted among {len(sequences)} sequences of '{raw.name}'")
+        sequences = [*sequences, *further]
     return TextSource(
         raw.name,
         sequences,
@@ -232,6 +248,7 @@ def load_text(
         notes=notes,
         rejected=rejected,
         domains=None if raw.domains is None else {domain: len(rows) for domain, rows in found.items()},
+        canaries=canaries,
     )
 
 
@@ -355,7 +372,9 @@ class Options:
         bos: bool = False,
         too_long: TooLong = "cut",
         test: float = 0.05,
+        canaries: dict[str, WholeNumber] | None = None,
     ) -> None:
+        self.canaries = canaries
         self.tokenizer = tokenizer
         self.teacher_tokenizer = teacher_tokenizer
         self.rows: dict[str, Any] = {
@@ -372,6 +391,6 @@ def divide_options(options: Mapping[str, Any]) -> tuple[Options, dict[str, Any]]
     Raises:
         RecipeError: a value is out of range.
     """
-    known = ("tokenizer", "teacher_tokenizer", "context", "packed", "bos", "too_long", "test")
+    known = ("tokenizer", "teacher_tokenizer", "context", "packed", "bos", "too_long", "test", "canaries")
     own = {key: value for key, value in options.items() if key in known}
     return Options(**own), {key: value for key, value in options.items() if key not in known}

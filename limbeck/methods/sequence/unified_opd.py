@@ -8,6 +8,7 @@ from torch import Tensor
 from limbeck.errors import NeedsError, RecipeError
 from limbeck.functional.policy import policy_surrogate, reward_to_go
 from limbeck.functional.score_function import sampled_merit
+from limbeck.functional.sequences import sequence_sums
 from limbeck.functional.token_losses import LabelLoss, TokenLoss
 from limbeck.hyperparameters import NonNegative, Positive
 from limbeck.methods.base import Needs, register
@@ -156,7 +157,7 @@ class UnifiedOPD(SequenceMethod):
         assert chosen is not None
         drawn = log_p if self.cell.source == "teacher" else batch.get("sampler_logprobs", log_q.detach())
         if "whole" in self.chosen_parts:
-            of_ours, of_theirs, of_drawn = (_sums(values, mask) for values in (log_q, log_p, drawn))
+            of_ours, of_theirs, of_drawn = (sequence_sums(x, mask).unsqueeze(-1) for x in (log_q, log_p, drawn))
             merit = sampled_merit(chosen, of_theirs, of_ours.detach())
             whole = policy_surrogate(of_ours, [(of_drawn, 1.0)], merit, clip=self.clip)
             return Term(-whole.objective.squeeze(-1), mask.bool().any(-1))
@@ -172,7 +173,7 @@ class UnifiedOPD(SequenceMethod):
         """Returns the term of ``[B, T]`` values: their average over tokens, or their sum in each sequence."""
         if self.cell.granularity == "token":
             return self.averaged(values, mask)
-        return Term(_sums(values, mask).squeeze(-1), mask.bool().any(-1))
+        return Term(sequence_sums(values, mask), mask.bool().any(-1))
 
     def _check_source(self, batch: Batch) -> None:
         flags, source = batch.get("on_policy"), self.cell.source
@@ -189,8 +190,3 @@ class UnifiedOPD(SequenceMethod):
 
 def _student_alone() -> tuple[str, ...]:
     return ("student",)
-
-
-def _sums(values: Tensor, mask: Tensor) -> Tensor:
-    """Returns the sum over the tokens of each sequence that count, ``[B, 1]``."""
-    return torch.where(mask.bool(), values, values.new_zeros(())).sum(-1, keepdim=True)
