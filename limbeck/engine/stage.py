@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -103,6 +104,7 @@ class Stage:
             )
         self.method, self.task, self.loader, self.settings = method, task, loader, settings
         self.name, self.seed, self.step = name, seed, 0
+        self._blueprint: sharding.Blueprint | None = None
         check_second_order(method, settings)
         self._holdout = holdout_for(method, holdout)
         self._transforms, self._evaluate = tuple(transforms), evaluate
@@ -133,7 +135,6 @@ class Stage:
                     observer.model = torch.compile(observer.model)  # type: ignore[attr-defined]
         loss = torch.compile(method.forward) if settings.compile_loss else None
         self._plain_step = Step(method, self.learners, self.observers, loss)
-        self._blueprint: sharding.Blueprint | None = None
         self.watch = watch_for(settings, method, self.learners, sharded=sharded)
         self._make_players(self._plain_step)
         self.metrics = EpochMetrics()
@@ -182,9 +183,28 @@ class Stage:
     def _prepared(self, batch: Batch, *, training: bool = False) -> Batch:
         for transform in self._transforms:
             _call(transform, "at", self.progress, training=training)
-        batch = apply_transforms(self._transforms, batch)
+        with self._lent():
+            batch = apply_transforms(self._transforms, batch)
         beside = self._holdout is not None and self.method.needs.holdout == "batches"
         return self._holdout.beside(batch, self.step) if beside else batch  # type: ignore[union-attr]
+
+    @contextmanager
+    def _lent(self) -> Iterator[None]:
+        """Gives transforms in which a sharded learner writes a whole copy of it, for as long as they run.
+
+        All processes make it at once. What each then writes exchanges nothing, so sequences may be of any length.
+        """
+        writers = {role for t in self._transforms for role in getattr(t, "runs", ())} & set(self.learners)
+        if self._blueprint is None or not writers:
+            yield
+            return
+        _, learners = self._whole()
+        with ExitStack() as stack:
+            for role in writers:
+                observer = self.observers[role]
+                assert isinstance(observer, Observer)
+                stack.enter_context(observer.standing_in(learners[role]))
+            yield
 
     def _refresh(self) -> None:
         """Lets the method recompute, at the end of an epoch, what depends on the models as they are now."""

@@ -64,6 +64,7 @@ class Observer:
         self._autocast = autocast
         self._wanted = wanted
         self._channels_last = channels_last
+        self._stand_in: nn.Module | None = None
         if channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -131,8 +132,17 @@ class Observer:
 
     @contextmanager
     def writing(self) -> Iterator[nn.Module]:
-        """Gives the model to somebody who runs it token by token."""
-        yield self.model
+        """Gives the model, or what stands in for it, to somebody who runs it token by token."""
+        yield self.model if self._stand_in is None else self._stand_in
+
+    @contextmanager
+    def standing_in(self, model: nn.Module) -> Iterator[None]:
+        """Lets a whole copy write in place of a model of which this process holds a part alone."""
+        self._stand_in = model
+        try:
+            yield
+        finally:
+            self._stand_in = None
 
     def close(self) -> None:
         """Removes the taps."""

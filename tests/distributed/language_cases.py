@@ -19,6 +19,7 @@ from limbeck.recipes.run import run_recipe
 
 SHAPE = {"name": "llama", "layers": 2, "width": 16, "heads": 2}
 ON_POLICY = [{"name": "rollout", "prompt_tokens": 6, "max_new_tokens": 5, "temperature": 1.0}]
+SELDOM = {"probability": 0.2, "unit": "sequence"}
 CASES: dict[str, dict[str, Any]] = {
     "sft": {"method": {"name": "sft"}},
     "sft sequence_mean": {"method": {"name": "sft", "average": "sequence_mean"}},
@@ -28,10 +29,13 @@ CASES: dict[str, dict[str, Any]] = {
     "lora": {"method": {"name": "word_kd"}, "student": {"lora": {"rank": 2}}},
     "pruned": {"method": {"name": "word_kd"}, "student": {"heads": 1, "inner": 24, "scored": "loss_increase"}},
     "on policy": {"method": {"name": "gkd"}, "transforms": ON_POLICY},
+    # Now and then a process has nothing to write while the other has.
+    "seldom on policy": {"method": {"name": "gkd"}, "transforms": [{**ON_POLICY[0], **SELDOM}]},
 }
+SHARDED = ("sft", "word_kd sequence_mean", "lora", "on policy", "seldom on policy")
 SHARED: dict[str, dict[str, Any]] = {
     **{f"{name} ddp": {} for name in CASES},
-    **{f"{name} fsdp": {"sharding": "fsdp"} for name in ("sft", "word_kd sequence_mean", "lora")},
+    **{f"{name} fsdp": {"sharding": "fsdp"} for name in SHARDED},
     "word_kd micro": {"micro_batches": 2},
     "word_kd sequence_mean micro": {"micro_batches": 2},
 }
