@@ -78,7 +78,7 @@ def _timed(
     writer = decoder(model, vocabulary=vocabulary)
     wait()
     start = time.perf_counter()
-    logits = writer.start(ids, torch.ones_like(ids), 1)
+    logits = writer.start(ids, torch.ones_like(ids), 1, tokens)
     wait()
     read = time.perf_counter()
     for _ in range(tokens):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -179,7 +180,7 @@ def generate(
     writer = _Writer(policy, sampling, torch.tensor(sorted(ends), dtype=torch.long, device=prompts.ids.device))
     parts = []
     started = time.perf_counter()
-    with evaluation_mode(*asked):
+    with evaluation_mode(*asked), _casts_kept(prompts.ids.device.type, types):
         decoders = [decoder(m, vocabulary=vocabulary, autocast=a) for m, a in zip(asked, types)]
         step = count if rows is None else max(rows // samples, 1)
         for first in range(0, count, step):
@@ -187,6 +188,12 @@ def generate(
             part = prompts.rows(first, first + step)
             parts.append(writer.write(decoders, part, samples, allowed[first : first + step], numbers[here]))
     return _joined(parts, time.perf_counter() - started)
+
+
+def _casts_kept(device: str, types: Sequence[torch.dtype | None]) -> AbstractContextManager[object]:
+    """Lets what autocast makes of weights serve for all tokens: it is forgotten where the outermost context ends."""
+    one = len({kind for kind in types if kind is not None}) == 1
+    return torch.autocast(device, enabled=False) if one else nullcontext()
 
 
 def _numbers(draws: Draws | None, sampling: Sampling, count: int, samples: int, numbers: int) -> Tensor:
@@ -215,25 +222,37 @@ class _Writer:
         device = prompts.ids.device
         allowed = limits.repeat_interleave(samples).to(device)
         uniform = numbers.to(device)
-        logits = [d.start(prompts.ids, prompts.mask, samples) for d in decoders]
-        page = _Page(len(allowed), int(allowed.max()), logits[0])
+        page = _Page(len(allowed), int(allowed.max()))
+        logits = [d.start(prompts.ids, prompts.mask, samples, max(page.width - 1, 0)) for d in decoders]
         alive = (allowed > 0).nonzero()[:, 0]
         if len(alive) < len(allowed):
             _keep(decoders, alive)
             logits = [side[alive] for side in logits]
         for position in range(page.width):
             chosen = self.policy.choose(logits, uniform[alive, position], self.sampling)
-            ends_here = torch.isin(chosen.tokens, self.ends)
-            page.put(alive, position, chosen, ends_here)
-            going = ~ends_here & (position + 1 < allowed[alive])
-            tokens = chosen.tokens[going]
-            if not len(tokens):
+            ends_here = (chosen.tokens.unsqueeze(1) == self.ends).any(1)
+            page.put(alive, chosen, ends_here)
+            rows = _going(~ends_here & (position + 1 < allowed[alive]))
+            if not len(rows):
                 break
-            if len(tokens) < len(alive):
-                alive = alive[going]
-                _keep(decoders, going.nonzero()[:, 0])
+            tokens = chosen.tokens[rows]
+            if len(rows) < len(alive):
+                alive = alive[rows]
+                _keep(decoders, rows)
             logits = [d.step(tokens) for d in decoders]
-        return page.read()
+        return page.read(logits[0])
+
+
+def _going(goes_on: Tensor) -> Tensor:
+    """Returns the rows that go on, the last of them in the places of those that do not, so that few move."""
+    rows = goes_on.nonzero()[:, 0]
+    count = len(rows)
+    if count == len(goes_on):
+        return rows
+    gaps = (~goes_on[:count]).nonzero()[:, 0]
+    found = torch.arange(count, device=rows.device)
+    found[gaps] = rows[count - len(gaps) :]
+    return found
 
 
 def _keep(decoders: Sequence[Decoder], rows: Tensor) -> None:
@@ -242,37 +261,41 @@ def _keep(decoders: Sequence[Decoder], rows: Tensor) -> None:
 
 
 class _Page:
-    """What has been written so far."""
+    """What has been written so far, a token of each sequence that goes on at a time.
 
-    def __init__(self, rows: int, width: int, like: Tensor) -> None:
-        self.width, device = width, like.device
-        self._tokens = torch.zeros(rows, width, dtype=torch.long, device=device)
-        self._numbers = like.new_zeros(2, rows, width)
-        self._accepted = torch.zeros(rows, width, dtype=torch.bool, device=device)
-        self._lengths = torch.zeros(rows, dtype=torch.long, device=device)
-        self._ended = torch.zeros(rows, dtype=torch.bool, device=device)
+    Args:
+        rows: number of sequences.
+        width: tokens of the longest that can come.
+    """
 
-    def put(self, rows: Tensor, position: int, chosen: Chosen, ended: Tensor) -> None:
-        """Writes a token into some rows."""
-        self._tokens[rows, position] = chosen.tokens
-        self._numbers[0, rows, position] = chosen.logprobs.to(self._numbers)
-        self._numbers[1, rows, position] = chosen.proposal_logprobs.to(self._numbers)
-        self._accepted[rows, position] = chosen.accepted
-        self._lengths[rows] = position + 1
-        self._ended[rows] = ended
+    def __init__(self, rows: int, width: int) -> None:
+        self.rows, self.width = rows, width
+        self._written: list[tuple[Tensor, Chosen, Tensor]] = []
 
-    def read(self) -> Generated:
-        """Returns what was written."""
-        width = int(self._lengths.max())
-        return Generated(
-            self._tokens[:, :width],
-            self._lengths,
-            self._numbers[0, :, :width],
-            self._numbers[1, :, :width],
-            self._accepted[:, :width],
-            self._ended,
-            0.0,
-        )
+    def put(self, rows: Tensor, chosen: Chosen, ended: Tensor) -> None:
+        """Writes the next token into some rows."""
+        self._written.append((rows, chosen, ended))
+
+    def read(self, like: Tensor) -> Generated:
+        """Returns what was written, log-probabilities in the type of ``like``."""
+        device, width = like.device, len(self._written)
+        shape = (self.rows, width)
+        tokens = torch.zeros(shape, dtype=torch.long, device=device)
+        accepted = torch.zeros(shape, dtype=torch.bool, device=device)
+        logprobs, proposed = like.new_zeros(2, *shape)
+        lengths = torch.zeros(self.rows, dtype=torch.long, device=device)
+        ended = torch.zeros(self.rows, dtype=torch.bool, device=device)
+        if self._written:
+            steps, chosen, ends = zip(*self._written)
+            rows = torch.cat(steps)
+            counts = torch.tensor([len(step) for step in steps], device=device)
+            at = (rows, torch.arange(width, device=device).repeat_interleave(counts))
+            parts = [torch.cat(column) for column in zip(*chosen)]
+            tokens[at], accepted[at] = parts[0], parts[3]
+            logprobs[at], proposed[at] = parts[1].to(like), parts[2].to(like)
+            lengths = torch.bincount(rows, minlength=self.rows)
+            ended[rows[torch.cat(ends)]] = True
+        return Generated(tokens, lengths, logprobs, proposed, accepted, ended, 0.0)
 
 
 def _joined(parts: Sequence[Generated], seconds: float) -> Generated:

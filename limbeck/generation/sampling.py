@@ -80,4 +80,4 @@ def _beyond(descending: Tensor, top_p: float) -> Tensor:
 
 def log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
     """Returns ``[B]`` log-probabilities of ``tokens`` ``[B]`` under ``softmax(logits)``, ``[B, V]``."""
-    return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+    return -torch.nn.functional.cross_entropy(logits, tokens, reduction="none")
