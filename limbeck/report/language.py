@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table as Grid
 
@@ -21,6 +22,8 @@ from limbeck.report.sections import Cell, Column, Listing, Section, Table, Text
 
 TEACHER = "teacher"
 _OVERVIEW = ("token_loss", "token_agreement", "size")
+_SHORT = ("token_loss.loss", "token_loss.accuracy", "token_agreement.kl_teacher_student")
+"""What the table on the terminal has room for; the page has everything."""
 _LOSS = "token_loss.loss"
 _KL = "token_agreement.kl_teacher_student"
 Rows = dict[str, tuple[Mapping[str, Any], ...]]
@@ -114,8 +117,9 @@ def show_arms(finished: FinishedArms) -> None:
     """Prints the table of a comparison and what it says."""
     found = results_of(finished)
     stages = {label: read_run(folders[0]).stage for label, folders in finished.runs.items()}
-    shown = _shown(found)
-    grid = Grid(title=finished.about or finished.folder.name)
+    shown = [m for m in _shown(found) if m.key in _SHORT]
+    # Without lines between columns it fits 80 characters.
+    grid = Grid(title=finished.about or finished.folder.name, box=SIMPLE, pad_edge=False)
     grid.add_column("")
     for measure in shown:
         grid.add_column(measure.title, justify="right")
