@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from limbeck.bench.columns import called
 from limbeck.bench.orderings import FAILS, HOLDS, judged
 from limbeck.bench.page import findings
+from limbeck.bench.suite import shipped_terms
 from limbeck.bench.table import Row, Summary, apart, shipped_results, summarise
-from limbeck.report.explanation import REFERENCE_ARMS, Measured
+from limbeck.bench.terms import ALWAYS, Terms
+from limbeck.report.explanation import Measured
 
 from .markup import table
 from .methods import measured_table
@@ -16,6 +19,12 @@ from .methods import measured_table
 _BEST = 3
 _LARGE = 20
 """Arms of a comparison that stands beside others; smaller ones have students and data of their own."""
+_PAPERS = {
+    True: "The papers trained for 100 to 240 epochs on all of CIFAR-100 or ImageNet",
+    False: "The papers distilled models of 0.1 to 13 billion parameters on instructions, summaries and translations, "
+    "and judged mostly what students wrote",
+}
+"""On what the published orderings rest: those of image classifiers, and those of language models."""
 
 
 def comparisons() -> str:
@@ -23,12 +32,14 @@ def comparisons() -> str:
     results = shipped_results()
     if not results:
         return "No comparison is shipped yet."
-    parts = [
-        f"## What wins where\n\n{_side_by_side(_large(results))}",
-        f"## Published orderings\n\n{_orderings(_large(results))}",
-    ]
+    parts = []
+    for title, group in _groups(results).items():
+        parts += [
+            f"## What wins where{title}\n\n{_side_by_side(group)}",
+            f"## Published orderings{title}\n\n{_orderings(group)}",
+        ]
     for suite, rows in results.items():
-        summaries = summarise(rows)
+        summaries = summarise(rows, shipped_terms(suite))
         first = rows[0]
         whole = Measured(suite, first.data, first.teacher, first.student, first.epochs, first.split, tuple(summaries))
         machine = ", ".join(dict.fromkeys(row.processor for row in rows))
@@ -40,41 +51,71 @@ def comparisons() -> str:
     return "\n\n".join(parts)
 
 
+def _groups(results: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, Sequence[Row]]]:
+    """Returns the comparisons that can stand side by side: the large ones of images, and those of language models."""
+    text = {suite: rows for suite, rows in results.items() if shipped_terms(suite).baselines != ALWAYS}
+    groups = {"": _large(results), ": language models": text}
+    return {title: group for title, group in groups.items() if group}
+
+
 def _large(results: Mapping[str, Sequence[Row]]) -> dict[str, Sequence[Row]]:
-    return {suite: rows for suite, rows in results.items() if len({row.arm for row in rows}) >= _LARGE}
+    """Returns the large comparisons over the usual baselines."""
+    return {
+        suite: rows
+        for suite, rows in results.items()
+        if len({row.arm for row in rows}) >= _LARGE and shipped_terms(suite).baselines == ALWAYS
+    }
+
+
+def _by_suite(results: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, Summary]]:
+    return {suite: {s.arm: s for s in summarise(rows, shipped_terms(suite))} for suite, rows in results.items()}
 
 
 def _side_by_side(results: Mapping[str, Sequence[Row]]) -> str:
-    """Returns the gain over no distillation of every arm in every comparison, best mean gain first."""
-    by_suite = {suite: {s.arm: s for s in summarise(rows)} for suite, rows in results.items()}
+    """Returns the gain over a student alone of every arm in every comparison.
+
+    Best mean gain first; where gains have several units, in the order of the first comparison.
+    """
+    by_suite = _by_suite(results)
+    terms = {suite: shipped_terms(suite) for suite in results}
+    alone = next(iter(terms.values())).first
     arms = dict.fromkeys(arm for summaries in by_suite.values() for arm in summaries)
-    shown = [arm for arm in arms if arm != "none"]
+    shown = [arm for arm in arms if arm != alone]
 
     def mean_gain(arm: str) -> float:
-        gains = [100 * s[arm].gain for s in by_suite.values() if arm in s]
+        gains = [s[arm].gain for s in by_suite.values() if arm in s]
         return sum(gains) / len(gains)
 
     rows = [
-        [arm, *(_gain(s[arm], s["none"]) if arm in s else "" for s in by_suite.values())]
-        for arm in sorted(shown, key=mean_gain, reverse=True)
+        [arm, *(_gain(s[arm], s[alone]) if arm in s else "" for s in by_suite.values())]
+        for arm in (sorted(shown, key=mean_gain, reverse=True) if len({t.unit for t in terms.values()}) == 1 else shown)
     ]
     head = ["Arm", *(f"`{suite}`" for suite in by_suite)]
     note = (
-        "Gain over the student without distillation of the same seed, in percentage points, mean over seeds. Bold: "
-        "better by more than two standard errors of the difference; in italics: worse by as much; the others cannot be "
-        "told from no distillation."
+        f"Gain over {called(alone)} of the same seed, in {_units(terms)}, mean over seeds. Bold: "
+        f"better by more than two standard errors of the difference; in italics: worse by as much; the others cannot "
+        f"be told from {'no distillation' if alone == 'none' else alone}."
     )
     return f"{note}\n\n{table(head, rows, right=range(1, len(head)))}"
 
 
+def _units(terms: Mapping[str, Terms]) -> str:
+    """Says what gains are told in: one unit for all comparisons, or that of each."""
+    units = {suite: f"{t.criterion.title.lower()} ({t.unit})" for suite, t in terms.items()}
+    if len({t.unit for t in terms.values()}) == 1:
+        return next(iter(terms.values())).unit
+    return "; ".join(f"`{suite}`: {unit}" for suite, unit in units.items())
+
+
 def _gain(arm: Summary, alone: Summary) -> str:
     mark = {1: "**", -1: "*", 0: ""}[apart(arm, alone)]
-    return f"{mark}{100 * arm.gain:+.2f}{mark}"
+    return f"{mark}{arm.terms.signed(arm.gain)}{mark}"
 
 
 def _orderings(results: Mapping[str, Sequence[Row]]) -> str:
     """Returns which orderings of the literature hold in each comparison, and how often that is."""
-    found = judged(results)
+    terms = {suite: shipped_terms(suite) for suite in results}
+    found = judged(results, terms)
     suites = [suite for suite in results if any(suite in verdicts for _, verdicts in found)]
     counts = Counter(verdict for _, verdicts in found for verdict, _ in verdicts.values())
 
@@ -83,7 +124,7 @@ def _orderings(results: Mapping[str, Sequence[Row]]) -> str:
             return ""
         verdict, difference = verdicts[suite]
         mark = {HOLDS: "**", FAILS: "*"}.get(verdict, "")
-        return f"{mark}{100 * difference:+.2f}{mark}"
+        return f"{mark}{terms[suite].signed(difference)}{mark}"
 
     rows = [
         [f"{o.better} > {o.worse}", o.source, *(cell(verdicts, suite) for suite in suites)] for o, verdicts in found
@@ -92,18 +133,25 @@ def _orderings(results: Mapping[str, Sequence[Row]]) -> str:
     note = (
         f"Of {counts.total()} published claims that could be held against these short runs, {counts[HOLDS]} hold by "
         f"more than two standard errors, {counts[FAILS]} come out the other way by as much, and the seeds cannot tell "
-        "of the others. The papers trained for 100 to 240 epochs on all of CIFAR-100 or ImageNet; what fails here "
-        "fails at this budget. Figures are differences in accuracy, in percentage points: bold where the claim holds, "
+        f"of the others. {_PAPERS[all(t.baselines == ALWAYS for t in terms.values())]}; what fails here "
+        f"fails at this budget. Figures are differences in {_differences(terms)}: bold where the claim holds, "
         "in italics where it fails."
     )
     return f"{note}\n\n{table(head, rows, right=range(2, len(head)))}"
 
 
+def _differences(terms: Mapping[str, Terms]) -> str:
+    if len({t.criterion.key for t in terms.values()}) == 1:
+        only = next(iter(terms.values()))
+        return f"{only.criterion.title.lower()}, in {only.unit}"
+    return _units(terms)
+
+
 def accuracy_table() -> str:
     """Returns accuracies of the reference arms and the best others of each comparison, for the README."""
-    by_suite = {suite: {s.arm: s for s in summarise(rows)} for suite, rows in _large(shipped_results()).items()}
+    by_suite = _by_suite(_large(shipped_results()))
     best = [arm for summaries in by_suite.values() for arm in list(summaries)[:_BEST]]
-    arms = dict.fromkeys([*REFERENCE_ARMS, *best])
+    arms = dict.fromkeys([*ALWAYS, *best])
     rows = []
     for arm in arms:
         cells = []

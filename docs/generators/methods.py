@@ -5,18 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from limbeck.bench.page import further_measures
+from limbeck.bench.columns import Fact, facts_of
 from limbeck.bench.table import Summary
-from limbeck.evaluate.measure import Measure
-from limbeck.evaluate.spread import Spread
 from limbeck.methods.base import methods
-from limbeck.report.catalogue import gain_text
 from limbeck.report.docstrings import documented, first_sentence, sentence_case
-from limbeck.report.explanation import REFERENCE_ARMS, Explanation, Measured, bibtex, explain
+from limbeck.report.explanation import Explanation, Measured, bibtex, explain
 
 from .markup import Links, code, equation, markdown, table
 
-_ACCURACY = Measure("accuracy", "accuracy", "fraction", "higher")
 _FAMILIES = {
     "arm": "Arms without a teacher",
     "logit": "Logits",
@@ -178,31 +174,25 @@ def _results(method: Explanation) -> str:
 
 def measured_table(result: Measured, *, own: str | None = None) -> str:
     """Returns how the arms of a comparison did; the rows of a method's own arms are bold."""
-    further = further_measures(result.summaries)
-    rows = [_bold(_arm(a, further), a.method == own and a.arm not in REFERENCE_ARMS) for a in result.summaries]
+    facts = facts_of(result.summaries)
+    baselines = result.summaries[0].terms.baselines
+    timed = any(not math.isnan(arm.seconds) for arm in result.summaries)
+    rows = [
+        _bold(_arm(arm, facts, timed=timed), arm.method == own and arm.arm not in baselines) for arm in result.summaries
+    ]
     pair = f"`{result.teacher}` to `{result.student}`" if result.teacher else f"`{result.student}`"
     words = (
         f"{pair} on {result.data}, {result.epochs} epochs; last epoch, {result.split} data, "
         f"mean and deviation over seeds (comparison `{result.suite}`)."
     )
     crossed = "Runs" if any(arm.folds for arm in result.summaries) else "Seeds"
-    titles = [measure.title for measure in further]
-    header = ["Arm", "Accuracy", "Over `none`", "Over `kd`", "Agreement", "ECE", *titles, crossed, "Seconds"]
+    header = ["Arm", *(fact.title for fact in facts), crossed, *(["Seconds"] if timed else [])]
     return f"{words}\n\n{table(header, rows, right=range(1, len(header)))}"
 
 
-def _arm(arm: Summary, further: Sequence[Measure]) -> list[str]:
-    return [
-        f"`{arm.arm}`",
-        _ACCURACY.text(Spread(arm.mean, arm.spread, arm.seeds)),
-        gain_text(arm.gain),
-        gain_text(arm.gain_over_kd),
-        "–" if math.isnan(arm.agreement) else _ACCURACY.text(arm.agreement),
-        "–" if math.isnan(arm.ece) else f"{arm.ece:.4f}",
-        *(measure.text(arm.measures.get(measure.key)) for measure in further),
-        str(arm.seeds),
-        "–" if math.isnan(arm.seconds) else f"{arm.seconds:.0f}",
-    ]
+def _arm(arm: Summary, facts: Sequence[Fact], *, timed: bool) -> list[str]:
+    seconds = "–" if math.isnan(arm.seconds) else f"{arm.seconds:.0f}"
+    return [f"`{arm.arm}`", *(fact.text(arm) for fact in facts), str(arm.seeds), *([seconds] if timed else [])]
 
 
 def _bold(row: Sequence[str], bold: bool) -> list[str]:

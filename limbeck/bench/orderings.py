@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from limbeck.bench.table import Row, Summary, apart, summarise
+from limbeck.bench.terms import Terms
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,36 @@ _OWN = {
 }  # fmt: skip
 _CRD_TABLE = ("fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "fsp", "nst")
 
+_OF_TEXT = {
+    "sft": ("word_kd", "seq_kd", "minillm", "gkd", "on_policy_distillation", "first", "redi", "opsd", "miniplm", "ddk"),
+    "word_kd": ("seq_kd", "minillm", "gkd", "speculative_kd", "taid", "dckd", "miniplm", "ddk"),
+    "seq_kd": ("imitkd", "minillm", "gkd", "uld"),
+    "imitkd": ("gkd", "distillm", "speculative_kd"),
+    "minillm": ("distillm", "taid"),
+    "gkd": ("distillm", "speculative_kd", "taid", "tsd_kd", "adpa"),
+    "distillm": ("distillm2", "taid", "tsd_kd"),
+    "uld": ("dskd", "gold"),
+    "dckd": ("adpa",),
+    "dpo": ("redi",),
+    "on_policy_distillation": ("kdrl",),
+    "reward alone": ("kdrl", "rlad", "opsd"),
+    "kdrl": ("rlad",),
+}
+
 PUBLISHED = (
     *(Ordering(arm, base, f"authors of {arm.removeprefix('kd + ')}") for base, arms in _OWN.items() for arm in arms),
+    *(Ordering(arm, base, f"authors of {arm}") for base, arms in _OF_TEXT.items() for arm in arms),
     *(Ordering("kd", arm, "Tian et al., 2020, table 1") for arm in _CRD_TABLE),
 )
 """Claims of papers about methods that limbeck has. Tian et al. (https://arxiv.org/abs/1910.10699) compared KD with
-earlier feature methods on CIFAR-100; the others are each paper's own, mostly on CIFAR-100 and ImageNet."""
+earlier feature methods on CIFAR-100; the others are each paper's own: of image classifiers mostly on CIFAR-100 and
+ImageNet, of language models on what students write after instructions, summaries, translations or sums."""
 
 HOLDS, FAILS, UNTOLD = "holds", "fails", "cannot be told"
 
 
 def judge(ordering: Ordering, summaries: Mapping[str, Summary]) -> tuple[str, float] | None:
-    """Returns whether an ordering holds in a comparison, and the difference in accuracy that it claims.
+    """Returns whether an ordering holds in a comparison, and by how much the first arm is better.
 
     It holds, or fails, where the difference is above two standard errors.
 
@@ -62,16 +81,19 @@ def judge(ordering: Ordering, summaries: Mapping[str, Summary]) -> tuple[str, fl
     better, worse = summaries.get(ordering.better), summaries.get(ordering.worse)
     if better is None or worse is None:
         return None
-    return {1: HOLDS, -1: FAILS, 0: UNTOLD}[apart(better, worse)], better.mean - worse.mean
+    return {1: HOLDS, -1: FAILS, 0: UNTOLD}[apart(better, worse)], better.terms.gain(better.mean, worse.mean)
 
 
-def judged(results: Mapping[str, Sequence[Row]]) -> list[tuple[Ordering, dict[str, tuple[str, float]]]]:
+def judged(
+    results: Mapping[str, Sequence[Row]], terms: Mapping[str, Terms] | None = None
+) -> list[tuple[Ordering, dict[str, tuple[str, float]]]]:
     """Returns every published ordering with its verdict in each comparison that has both arms.
 
     Args:
         results: rows by comparison.
+        terms: how a comparison judges; by accuracy where it is not named.
     """
-    by_suite = {suite: {s.arm: s for s in summarise(rows)} for suite, rows in results.items()}
+    by_suite = {suite: {s.arm: s for s in summarise(rows, (terms or {}).get(suite))} for suite, rows in results.items()}
     found = []
     for ordering in PUBLISHED:
         verdicts = {suite: v for suite, arms in by_suite.items() if (v := judge(ordering, arms)) is not None}

@@ -47,6 +47,7 @@ def run_suite(
             others.
     """
     name, suite = load_suite(where, overrides)
+    terms = suite.terms
     folder = out or Path("runs") / f"bench-{name}"
     recipes = suite.recipes(_prepare(suite, folder, workers=workers, trust=trust))
     failures: dict[str, str] = {}
@@ -54,11 +55,13 @@ def run_suite(
         if problem:
             failures[label] = problem
     rows = [
-        row for (label, seed), recipe in recipes.items() if (row := _row(name, label, seed, recipe, folder)) is not None
+        row
+        for (label, seed), recipe in recipes.items()
+        if (row := _row(name, label, seed, recipe, folder, suite.criterion)) is not None
     ]
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(rows, folder / "results.csv")
-    page = write_page(name, suite.about, rows, folder / "results.html")
+    page = write_page(name, suite.about, rows, folder / "results.html", terms)
     if failures:
         shown = sorted(failures.items())[:_SHOWN]
         said = "; ".join(f"{label}: {problem}" for label, problem in shown)
@@ -73,11 +76,13 @@ def _prepare(suite: Suite, folder: Path, *, workers: int | None, trust: bool) ->
     Raises:
         LimbeckError: one of them failed, without which there is nothing to compare.
     """
-    recipes, within = suite.preparations(), folder / "prepared"
-    for name, problem in run_recipes(recipes, within, workers=workers, trust=trust) if recipes else ():
-        if problem:
-            raise LimbeckError(f"what the comparison builds on failed, {name}: {problem}")
-    return {name: run_folder(within, name, seed) for name, seed in recipes}
+    within = folder / "prepared"
+    places = {name: run_folder(within, name, suite.seeds[0]) for name in suite.prepare}
+    for recipes in suite.preparations(places):
+        for name, problem in run_recipes(recipes, within, workers=workers, trust=trust):
+            if problem:
+                raise LimbeckError(f"what the comparison builds on failed, {name}: {problem}")
+    return places
 
 
 def run_folder(folder: Path, label: str, seed: int) -> Path:
@@ -182,7 +187,7 @@ def run_one(recipe: dict[str, object], folder: str, trust: bool) -> str:
     return ""
 
 
-def _row(suite: str, label: str, seed: int, recipe: Recipe, folder: Path) -> Row | None:
+def _row(suite: str, label: str, seed: int, recipe: Recipe, folder: Path, criterion: str) -> Row | None:
     run = run_folder(folder, label, seed)
     if not (run / "results.json").exists():
         return None
@@ -194,4 +199,5 @@ def _row(suite: str, label: str, seed: int, recipe: Recipe, folder: Path) -> Row
         recipe,
         json.loads((run / "results.json").read_text()),
         json.loads(seconds.read_text()) if seconds.exists() else None,
+        criterion,
     )

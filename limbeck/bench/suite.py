@@ -12,13 +12,13 @@ import yaml
 from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, Field
 
+from limbeck.bench.terms import ACCURACY, ALWAYS, Terms, terms_of
 from limbeck.errors import RecipeError, UnknownNameError, suggest
+from limbeck.evaluate import planned
 from limbeck.hyperparameters import WholeNumber, validated_model
 from limbeck.recipes.load import STAGE_KEYS, laid_over, load_recipe, with_overrides
 from limbeck.recipes.schema import Recipe
 
-ALWAYS = ("none", "label_smoothing", "kd")
-"""Arms that every comparison has, so that a gain is always seen next to what it costs nothing to have."""
 _FOLD = " fold "
 _PREPARED = "$prepared/"
 
@@ -55,14 +55,35 @@ class Suite(BaseModel):
         description="cross-validation: every arm and seed runs once for each fold, with the data's options fold and "
         "folds",
     )
+    baselines: tuple[str, ...] = Field(
+        ALWAYS,
+        min_length=1,
+        description="arms that every arm is held against: the first is a student that learns alone, the last is plain "
+        "distillation",
+    )
+    criterion: str = Field(
+        ACCURACY, description="key of the measure that ranks arms, such as token_loss.loss; an evaluation takes it"
+    )
+    columns: tuple[str, ...] | None = Field(
+        None, description="keys of the further measures that tables show; all that the evaluations take when absent"
+    )
     prepare: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="recipes that run once before the arms; `$prepared/NAME` is the folder of such a run, in weights "
-        "for example",
+        description="recipes that run once before the arms, each of which may build on those before it; "
+        "`$prepared/NAME` is the folder of such a run, in weights for example",
     )
     arms: dict[str, dict[str, Any]] = Field(
         description="by label: `method` (the one called like the arm when absent), and sections that differ"
     )
+
+    @property
+    def terms(self) -> Terms:
+        """How the comparison judges.
+
+        Raises:
+            RecipeError: no evaluation takes the criterion or a column.
+        """
+        return terms_of(self.criterion, self.baselines, self.columns)
 
     def recipes(self, prepared: Mapping[str, Path] | None = None) -> dict[tuple[str, int], Recipe]:
         """Returns the recipe of each arm, and fold where there are any, by label (:func:`label_of`) and seed.
@@ -71,10 +92,10 @@ class Suite(BaseModel):
             prepared: the run folder of each recipe of ``prepare``; folders of these names when None.
 
         Raises:
-            RecipeError: an arm is no recipe; the message names the arm and the key.
+            RecipeError: an arm is no recipe, or does not take the criterion; the message names the arm and the key.
         """
         where = {name: Path(name) for name in self.prepare} if prepared is None else prepared
-        arms: dict[str, dict[str, Any]] = {**{label: {} for label in ALWAYS}, **self.arms}
+        arms: dict[str, dict[str, Any]] = {**{label: {} for label in self.baselines}, **self.arms}
         folds = [None] if self.folds is None else range(self.folds)
         return {
             (label_of(name, fold), seed): self._recipe(name, _in_place(arm, where), seed, fold, where)
@@ -83,18 +104,31 @@ class Suite(BaseModel):
             for seed in self.seeds
         }
 
-    def preparations(self) -> dict[tuple[str, int], Recipe]:
-        """Returns the recipes that run before the arms, by name and seed: the comparison's first.
+    def preparations(self, prepared: Mapping[str, Path] | None = None) -> list[dict[tuple[str, int], Recipe]]:
+        """Returns the recipes that run before the arms, by name and the comparison's first seed.
+
+        Each may build on those that stand before it; the entries of the list run one after another.
+
+        Args:
+            prepared: the run folder of each; folders of these names when None.
 
         Raises:
-            RecipeError: one is no recipe; the message names it.
+            RecipeError: one is no recipe, or names what does not stand before it; the message names it.
         """
-        found = {}
+        where = {name: Path(name) for name in self.prepare} if prepared is None else prepared
+        turns: dict[str, int] = {}
+        found: list[dict[tuple[str, int], Recipe]] = []
         for name, data in self.prepare.items():
+            known = {earlier: where[earlier] for earlier in turns}
+            used: set[str] = set()
             try:
-                found[name, self.seeds[0]] = load_recipe({"seed": self.seeds[0], **data})
+                recipe = load_recipe({"seed": self.seeds[0], **_in_place(data, known, used)})
             except RecipeError as error:
                 raise RecipeError(f"prepare '{name}': {error}") from None
+            turns[name] = max((turns[earlier] + 1 for earlier in used), default=0)
+            if turns[name] == len(found):
+                found.append({})
+            found[turns[name]][name, self.seeds[0]] = recipe
         return found
 
     def _recipe(
@@ -115,9 +149,19 @@ class Suite(BaseModel):
                 _change(data, {**changed, **rest})
             if fold is not None:
                 _choose_fold(data, fold, self.folds)
-            return load_recipe({**data, "seed": seed})
+            recipe = load_recipe({**data, "seed": seed})
+            self._check_criterion(recipe)
+            return recipe
         except RecipeError as error:
             raise RecipeError(f"arm '{name}': {error}") from None
+
+    def _check_criterion(self, recipe: Recipe) -> None:
+        evaluation = self.criterion.partition(".")[0]
+        if evaluation not in planned(recipe.evaluate):
+            raise RecipeError(
+                f"the comparison ranks arms by {self.criterion}, but the recipe does not evaluate it; add "
+                f"{evaluation} to `evaluate`, or choose another `criterion`"
+            )
 
 
 def _change(data: dict[str, Any], arm: dict[str, Any]) -> None:
@@ -136,17 +180,19 @@ def _choose_fold(data: dict[str, Any], fold: int, folds: int | None) -> None:
     data["data"] = {**given, "options": {**given.get("options", {}), "fold": fold, "folds": folds}}
 
 
-def _in_place(value: Any, prepared: Mapping[str, Path]) -> Any:
-    """Puts run folders where ``$prepared/NAME`` stands."""
+def _in_place(value: Any, prepared: Mapping[str, Path], used: set[str] | None = None) -> Any:
+    """Puts run folders where ``$prepared/NAME`` stands, and adds the names to ``used``."""
     if isinstance(value, dict):
-        return {key: _in_place(entry, prepared) for key, entry in value.items()}
+        return {key: _in_place(entry, prepared, used) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_in_place(entry, prepared) for entry in value]
+        return [_in_place(entry, prepared, used) for entry in value]
     if not isinstance(value, str) or not value.startswith(_PREPARED):
         return value
     name = value.removeprefix(_PREPARED)
     if name not in prepared:
-        raise RecipeError(f"'{value}' names nothing that this comparison prepares. {suggest(name, prepared)}")
+        raise RecipeError(f"'{value}' names nothing that this comparison prepares before it. {suggest(name, prepared)}")
+    if used is not None:
+        used.add(name)
     return str(prepared[name])
 
 
@@ -181,3 +227,8 @@ def load_suite(where: str, overrides: Sequence[str] = ()) -> tuple[str, Suite]:
     if not isinstance(data, dict):
         raise RecipeError(f"the suite '{where}' should be a mapping with the keys recipe, seeds and arms")
     return name, validated_model(Suite, with_overrides(data, overrides), f"suite '{where}'")
+
+
+def shipped_terms(name: str) -> Terms:
+    """Returns how a shipped comparison judges; the usual terms where no shipped suite has that name."""
+    return load_suite(name)[1].terms if name in shipped() else terms_of(ACCURACY)

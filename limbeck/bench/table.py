@@ -12,13 +12,20 @@ from statistics import mean, stdev
 from typing import Any
 
 from limbeck.bench.suite import arm_of
+from limbeck.bench.terms import ACCURACY, Terms, terms_of
 from limbeck.engine.run_folder import processor
 from limbeck.errors import DataError
 from limbeck.evaluate import Spread, measures
 from limbeck.recipes.schema import Recipe, RoleSpec
 
-_COLUMNS = ("accuracy", "agreement", "calibration")
-"""Evaluations of which every table has columns of its own."""
+_IMAGES = {
+    "accuracy.top1": "accuracy",
+    "agreement.top1": "agreement",
+    "calibration.ece": "ece",
+    "calibration.nll": "nll",
+    "accuracy.teacher.top1": "teacher_accuracy",
+}
+"""Figures of classifiers, which have columns of their own, by where they stand in the results."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Row:
         seed: seed.
         epochs: epochs of all stages; the figures are those of the last one.
         split: what the figures were measured on.
-        accuracy: top-1 accuracy of the student.
+        accuracy: top-1 accuracy of the student; NaN where no classifier was compared, as the next four.
         agreement: part of the samples on which student and teacher say the same; NaN without a live teacher.
         ece: expected calibration error.
         nll: negative log-likelihood.
@@ -65,14 +72,35 @@ class Row:
     fold: int | None = None
     measures: Mapping[str, float] = field(default_factory=dict)
 
+    def value(self, key: str) -> float:
+        """Returns what was measured under a key, such as ``accuracy.top1``; NaN where nothing was."""
+        return float(getattr(self, _IMAGES[key])) if key in _IMAGES else self.measures.get(key, math.nan)
+
     @classmethod
     def of(
-        cls, suite: str, label: str, seed: int, recipe: Recipe, results: dict[str, Any], seconds: float | None
+        cls,
+        suite: str,
+        label: str,
+        seed: int,
+        recipe: Recipe,
+        results: dict[str, Any],
+        seconds: float | None,
+        criterion: str = ACCURACY,
     ) -> Row:
-        """Returns the row of a finished run."""
+        """Returns the row of a finished run.
+
+        Args:
+            suite: name of the comparison.
+            label: of the arm, and of the fold where there are folds.
+            seed: seed.
+            recipe: what was run.
+            results: what the evaluations said.
+            seconds: duration; None where it was interrupted.
+            criterion: key of the measure that ranks arms, of which the teacher's value is kept as well.
+        """
         last = recipe.stages[-1]
         arm, fold = arm_of(label)
-        limit = last.data.limit
+        limit = last.data.limit.get("train") if isinstance(last.data.limit, dict) else last.data.limit
         return cls(
             suite=suite,
             data=last.data.name if limit is None else f"{last.data.name} ({limit} samples)",
@@ -83,15 +111,11 @@ class Row:
             seed=seed,
             epochs=sum(s.train.epochs for s in recipe.stages),
             split=str(results.get("split", "test")),
-            accuracy=_number(results, "accuracy", "top1"),
-            agreement=_number(results, "agreement", "top1"),
-            ece=_number(results, "calibration", "ece"),
-            nll=_number(results, "calibration", "nll"),
-            teacher_accuracy=_number(results, "accuracy", "teacher", "top1"),
+            **{name: _number(results, *key.split(".")) for key, name in _IMAGES.items()},
             seconds=math.nan if seconds is None else round(seconds, 1),
             processor=processor(),
             fold=fold,
-            measures=_further(results),
+            measures=_further(results, criterion),
         )
 
 
@@ -103,12 +127,14 @@ class Summary:
         arm: its label.
         method: its method.
         seeds: number of runs: seeds, times folds in a cross-validation.
-        mean: mean accuracy.
-        spread: standard deviation of the accuracy over seeds (n - 1); 0 with one seed.
-        gain: mean over runs of the accuracy over the arm ``none`` of the same seed and fold.
-        gain_over_kd: likewise over the arm ``kd``.
-        agreement: mean agreement with the teacher.
-        ece: mean expected calibration error.
+        terms: how the comparison judges.
+        mean: mean of the criterion.
+        spread: standard deviation of the criterion over seeds (n - 1); 0 with one seed.
+        gain: mean over runs of how much better the criterion is than that of the first baseline, a student that learns
+            alone, of the same seed and fold.
+        gain_over_plain: likewise over the last baseline, plain distillation.
+        agreement: mean agreement with the teacher, of classifiers.
+        ece: mean expected calibration error, of classifiers.
         seconds: mean duration.
         folds: number of folds; 0 where there is no cross-validation.
         measures: what further evaluations found.
@@ -117,10 +143,11 @@ class Summary:
     arm: str
     method: str
     seeds: int
+    terms: Terms
     mean: float
     spread: float
     gain: float
-    gain_over_kd: float
+    gain_over_plain: float
     agreement: float
     ece: float
     seconds: float
@@ -128,8 +155,15 @@ class Summary:
     measures: Mapping[str, Spread] = field(default_factory=dict)
 
 
-def summarise(rows: Sequence[Row]) -> list[Summary]:
-    """Returns one summary an arm, best accuracy first; gains are taken seed by seed, as arms share seeds."""
+def summarise(rows: Sequence[Row], terms: Terms | None = None) -> list[Summary]:
+    """Returns one summary an arm, best first; gains are taken seed by seed, as arms share seeds.
+
+    Args:
+        rows: runs of one comparison.
+        terms: how it judges; by accuracy, over no distillation and plain KD, when None.
+    """
+    terms = terms or terms_of(ACCURACY)
+    key = terms.criterion.key
     arms: dict[str, list[Row]] = {}
     for row in rows:
         arms.setdefault(row.arm, []).append(row)
@@ -138,10 +172,11 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
             arm=arm,
             method=runs[0].method,
             seeds=len(runs),
-            mean=mean(r.accuracy for r in runs),
-            spread=stdev(r.accuracy for r in runs) if len(runs) > 1 else 0.0,
-            gain=_gain(runs, arms.get("none", [])),
-            gain_over_kd=_gain(runs, arms.get("kd", [])),
+            terms=terms,
+            mean=mean(r.value(key) for r in runs),
+            spread=stdev(r.value(key) for r in runs) if len(runs) > 1 else 0.0,
+            gain=_gain(runs, arms.get(terms.first, []), terms),
+            gain_over_plain=_gain(runs, arms.get(terms.last, []), terms),
             agreement=_mean(r.agreement for r in runs),
             ece=_mean(r.ece for r in runs),
             seconds=_mean(r.seconds for r in runs),
@@ -150,19 +185,32 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
         )
         for arm, runs in arms.items()
     ]
-    return sorted(summaries, key=lambda s: -s.mean)
+    return sorted(summaries, key=lambda s: -terms.gain(s.mean, 0.0))
 
 
 def apart(one: Summary, other: Summary) -> int:
     """Returns 1 where ``one`` is better by more than two standard errors of the difference, -1 where worse, else 0."""
     error = math.sqrt(one.spread**2 / one.seeds + other.spread**2 / other.seeds)
-    difference = one.mean - other.mean
+    difference = one.terms.gain(one.mean, other.mean)
     return (difference > 2 * error) - (difference < -2 * error)
 
 
+def of_teacher(key: str) -> str:
+    """Returns where the results have the teacher's value of a measure.
+
+    Example:
+        >>> of_teacher("accuracy.top1")
+        'accuracy.teacher.top1'
+    """
+    evaluation, _, name = key.partition(".")
+    return f"{evaluation}.teacher.{name}"
+
+
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Writes rows to a CSV file; a fold, and what further evaluations found, have columns where there are any."""
-    facts = [f.name for f in fields(Row) if f.name not in ("fold", "measures")]
+    """Writes rows to a CSV file; classifiers' figures, folds and further measures have columns where there are any."""
+    classifiers = any(not math.isnan(row.value(key)) for row in rows for key in _IMAGES)
+    absent = ("fold", "measures") if classifiers or not rows else ("fold", "measures", *_IMAGES.values())
+    facts = [f.name for f in fields(Row) if f.name not in absent]
     folds = ["fold"] if any(row.fold is not None for row in rows) else []
     further = list(dict.fromkeys(key for row in rows for key in row.measures))
     with open(path, "w", newline="") as file:
@@ -189,7 +237,11 @@ def read_csv(path: Path) -> list[Row]:
 def _row(line: dict[str, str]) -> Row:
     kinds = {f.name: {"int": int, "float": float}.get(str(f.type), str) for f in fields(Row)}
     further = {key: float(text) for key, text in line.items() if key not in kinds and text}
-    facts = {name: kind(line[name]) for name, kind in kinds.items() if name not in ("fold", "measures")}
+    facts: dict[str, Any] = {
+        name: math.nan if name in _IMAGES.values() and "accuracy" not in line else kind(line[name])
+        for name, kind in kinds.items()
+        if name not in ("fold", "measures")
+    }
     return Row(**facts, fold=int(line["fold"]) if line.get("fold") else None, measures=further)
 
 
@@ -209,7 +261,8 @@ def _model(role: RoleSpec | None) -> str:
     if role is None:
         return ""
     if isinstance(role.model, dict):
-        return str(role.model.get("name", ""))
+        name, size = str(role.model.get("name", "")), [role.model.get(key) for key in ("layers", "width")]
+        return name if None in size else f"{name} {size[0]} x {size[1]}"
     return role.model or (
         f"the student of {role.from_stage}" if role.from_stage else "a cache" if role.cache else "several"
     )
@@ -222,16 +275,20 @@ def _number(results: dict[str, Any], *path: str) -> float:
     return float(value) if isinstance(value, (int, float)) else math.nan
 
 
-def _gain(runs: list[Row], base: list[Row]) -> float:
-    """Mean difference of accuracy to the run of the same seed and fold in ``base``."""
-    same = {(r.seed, r.fold): r.accuracy for r in base}
-    return _mean(r.accuracy - same[r.seed, r.fold] for r in runs if (r.seed, r.fold) in same)
+def _gain(runs: list[Row], base: list[Row], terms: Terms) -> float:
+    """Mean of how much better runs are than that of the same seed and fold in ``base``."""
+    key = terms.criterion.key
+    same = {(r.seed, r.fold): r.value(key) for r in base}
+    return _mean(terms.gain(r.value(key), same[r.seed, r.fold]) for r in runs if (r.seed, r.fold) in same)
 
 
-def _further(results: dict[str, Any]) -> dict[str, float]:
-    """What evaluations found that have no column of their own."""
-    found = {m.key: m.read(results) for m in measures(results) if m.key.partition(".")[0] not in _COLUMNS}
-    return {key: value for key, value in found.items() if value is not None}
+def _further(results: dict[str, Any], criterion: str) -> dict[str, float]:
+    """What evaluations found that has no column of its own, and how good the teacher is by the criterion."""
+    own = {key.partition(".")[0] for key in _IMAGES}
+    keys = [m.key for m in measures(results) if m.key.partition(".")[0] not in own]
+    keys += [of_teacher(criterion)] if criterion in keys else []
+    found = {key: _number(results, *key.split(".")) for key in keys}
+    return {key: value for key, value in found.items() if not math.isnan(value)}
 
 
 def _spreads(runs: Sequence[Row]) -> dict[str, Spread]:

@@ -107,7 +107,8 @@ def bench(
 ) -> None:
     """Compare methods: same pair, same initialisation, same order of data, several seeds, last epoch.
 
-    No distillation, label smoothing and plain KD are always among the arms. A killed command continues.
+    The suite's baselines are always among the arms: no distillation, label smoothing and plain KD where it names none.
+    A killed command continues.
     """
     from limbeck.bench.run import run_suite
 

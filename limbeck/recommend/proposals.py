@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from limbeck.bench.suite import arm_of, load_suite
 from limbeck.bench.suite import shipped as shipped_suites
 from limbeck.bench.table import Row, read_csv, shipped_results
+from limbeck.data.text.source import texts
 from limbeck.errors import LimbeckError, RecipeError, UnknownNameError
 from limbeck.methods.base import methods
 from limbeck.recipes.load import as_plain, load_recipe
@@ -91,10 +93,17 @@ def recommend(
     Raises:
         DataError: a table of results is no such table.
         UnknownNameError: no comparison is recorded at all.
-        RecipeError: no method of the comparisons can be used here; says why.
+        RecipeError: the data are text, for which nothing is proposed, or no method of the comparisons can be used here;
+            says why.
     """
+    if wish.data in texts:
+        raise RecipeError(
+            f"'{wish.data}' is text, and recipes are proposed for classifiers only; `limbeck explain METHOD` says how "
+            "a method for language models did, and `limbeck bench` compares several on text of yours"
+        )
     rows = [row for table in shipped_results().values() for row in table]
     rows += [row for path in results for row in read_csv(Path(path))]
+    rows = [row for row in rows if not math.isnan(row.accuracy)]  # Comparisons of language models say nothing here.
     ranked = [e for e in evidence_for(wish, rows) if e.method not in BASELINES]
     if not ranked:
         raise UnknownNameError("no comparison with plain KD is recorded; run `limbeck bench` and give its results.csv")

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import math
-
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from limbeck.bench.page import further_measures
+from limbeck.bench.columns import facts_of
 from limbeck.data.source import datasets
 from limbeck.data.text.source import texts
 from limbeck.errors import UnknownNameError, suggest
 from limbeck.evaluate.measure import Measure
-from limbeck.evaluate.spread import Spread
 from limbeck.methods.base import methods
 from limbeck.recipes.load import load_recipe, shipped
 from limbeck.report.docstrings import documented, first_sentence, one_line, plain, sentence_case
 from limbeck.report.explanation import Explanation, Measured, Option, bibtex, explain
 from limbeck.report.zoo import INPUT_SHAPE, NUM_CLASSES, model_facts
 
-_ACCURACY = Measure("accuracy", "accuracy", "fraction", "higher")
 _COUNT = Measure("count", "count", "count")
 _WIDEST_PROSE = 100
 
@@ -151,21 +147,11 @@ def _show_measured(console: Console, measured: tuple[Measured, ...]) -> None:
         console.print("\n[bold]Measured[/]  no measured result yet")
         return
     for result in measured:
-        further = further_measures(result.summaries)
+        facts = facts_of(result.summaries)
         runs = "runs" if any(arm.folds for arm in result.summaries) else "seeds"
-        names = [measure.title for measure in further]
-        table = _table("arm", "accuracy", "over none", "over kd", "agreement", "ECE", *names, runs)
+        table = _table("arm", *(_lower(fact.title) for fact in facts), runs)
         for arm in result.summaries:
-            table.add_row(
-                arm.arm,
-                _ACCURACY.text(Spread(arm.mean, arm.spread, arm.seeds)),
-                gain_text(arm.gain),
-                gain_text(arm.gain_over_kd),
-                "–" if math.isnan(arm.agreement) else _ACCURACY.text(arm.agreement),
-                "–" if math.isnan(arm.ece) else f"{arm.ece:.4f}",
-                *(measure.text(arm.measures.get(measure.key)) for measure in further),
-                str(arm.seeds),
-            )
+            table.add_row(arm.arm, *(fact.text(arm) for fact in facts), str(arm.seeds))
         console.print(
             f"\n[bold]Measured[/]  {result.teacher or 'no teacher'} to {result.student} on {result.data}, "
             f"{result.epochs} epochs, last epoch, {result.split} data (suite {result.suite})"
@@ -173,14 +159,9 @@ def _show_measured(console: Console, measured: tuple[Measured, ...]) -> None:
         console.print(table)
 
 
-def gain_text(gain: float) -> str:
-    """Writes a difference of accuracies in percentage points, with its sign.
-
-    Example:
-        >>> gain_text(0.0123), gain_text(float("nan"))
-        ('+1.23', '–')
-    """
-    return "–" if math.isnan(gain) else f"{100 * gain:+.2f}"
+def _lower(title: str) -> str:
+    """Writes a heading as the terminal's tables do: in lower case, but for abbreviations."""
+    return title if title[:2].isupper() else title[:1].lower() + title[1:]
 
 
 def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:

@@ -9,15 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from limbeck.bench.suite import shipped_terms
 from limbeck.bench.table import Row, Summary, shipped_results, summarise
 from limbeck.errors import LimbeckError
 from limbeck.methods.base import LogitMethod, Method, methods
 from limbeck.recipes.load import load_recipe, shipped
 from limbeck.report.docstrings import Docstring, documented
 from limbeck.report.wording import describe_default, describe_type, describe_weight
-
-REFERENCE_ARMS = ("none", "label_smoothing", "kd")
-"""Methods beside which every result is shown."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class Measured:
         student: student model.
         epochs: epochs of the method's own arms.
         split: what was measured on.
-        summaries: the method's arms and those of :data:`REFERENCE_ARMS`, best accuracy first.
+        summaries: the method's arms and the comparison's baselines, best first.
     """
 
     suite: str
@@ -148,7 +146,9 @@ def explain(name: str) -> Explanation:
         takes_logit_transform=issubclass(cls, LogitMethod),
         recipes=tuple(recipes_by_method().get(name, ())),
         measured=tuple(
-            _measured(name, rows) for rows in shipped_results().values() if any(r.method == name for r in rows)
+            _measured(name, suite, rows)
+            for suite, rows in shipped_results().items()
+            if any(r.method == name for r in rows)
         ),
         module=cls.__module__,
     )
@@ -239,7 +239,9 @@ def _terms(method: Method | None, doc: Docstring) -> tuple[TermFact, ...]:
     return tuple(TermFact(n, describe_weight(weights[n]) if n in weights else "", meanings.get(n, "")) for n in names)
 
 
-def _measured(name: str, rows: list[Row]) -> Measured:
+def _measured(name: str, suite: str, rows: list[Row]) -> Measured:
+    terms = shipped_terms(suite)
     own = next(row for row in rows if row.method == name)
-    shown = [row for row in rows if row.method == name or row.arm in REFERENCE_ARMS]
-    return Measured(own.suite, own.data, own.teacher, own.student, own.epochs, own.split, tuple(summarise(shown)))
+    shown = [row for row in rows if row.method == name or row.arm in terms.baselines]
+    found = tuple(summarise(shown, terms))
+    return Measured(own.suite, own.data, own.teacher, own.student, own.epochs, own.split, found)

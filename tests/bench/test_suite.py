@@ -102,7 +102,7 @@ def test_gains_are_taken_seed_by_seed() -> None:
     assert by_arm["kd"].gain == pytest.approx(0.1)
     assert by_arm["kd"].spread == pytest.approx(0.1 * math.sqrt(2))
     assert by_arm["at"].gain == pytest.approx(-0.1)
-    assert by_arm["at"].gain_over_kd == pytest.approx(-0.2)
+    assert by_arm["at"].gain_over_plain == pytest.approx(-0.2)
 
 
 def test_findings_name_only_what_the_seeds_can_tell() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from limbeck.data.text.pretrained import locate, transformers_module
 from limbeck.errors import CheckpointError, DataError
 
 Messages = Sequence[Mapping[str, Any]]
+_PAIRS, _END, _BYTES = "bpe:", "<|end|>", 257
 
 
 class Tokenizer:
@@ -125,12 +126,14 @@ def load_tokenizer(name: str) -> Tokenizer:
     """Returns a tokenizer.
 
     Args:
-        name: ``hf:NAME_OR_FOLDER``, ``gguf:FILE``, a folder, a packaged model; or ``bytes``, one token a byte and one
-            for the end, which needs no file.
+        name: ``hf:NAME_OR_FOLDER``, ``gguf:FILE``, a folder, a packaged model. Two kinds need no file: ``bytes``, one
+            token a byte and one for the end; and ``bpe:N``, N tokens by byte-pair encoding of the novel that limbeck
+            ships.
 
     Raises:
         MissingExtraError: transformers is not installed.
         CheckpointError: the tokenizer is not there, or cannot be read.
+        DataError: so few tokens cannot hold all bytes.
 
     Example:
         >>> tokenizer = load_tokenizer("bytes")
@@ -140,6 +143,8 @@ def load_tokenizer(name: str) -> Tokenizer:
     transformers = transformers_module("text data")
     if name == "bytes":
         return Tokenizer(_bytes_tokenizer(transformers), name)
+    if name.startswith(_PAIRS):
+        return Tokenizer(_pairs_tokenizer(transformers, name), name)
     found = locate(name)
     try:
         backend = transformers.AutoTokenizer.from_pretrained(found.place, **found.keywords())
@@ -158,8 +163,41 @@ def _bytes_tokenizer(transformers: Any) -> Any:
     rest = [b for b in range(256) if b not in printable]
     characters = {b: chr(b) for b in printable} | {b: chr(256 + n) for n, b in enumerate(rest)}
     vocabulary = {characters[b]: b for b in range(256)}
-    end = "<|end|>"
-    backend = Backend(models.BPE(vocab={**vocabulary, end: 256}, merges=[]))
+    backend = Backend(models.BPE(vocab={**vocabulary, _END: 256}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=_END)
+
+
+@lru_cache(maxsize=4)
+def _pairs_of_novel(size: int) -> str:
+    """Returns byte-pair encoding, learnt from the shipped novel, as the text that the library reads."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    from limbeck.data.text.readers import persuasion
+
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[_END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator([d.text for d in persuasion(split="train").examples], trainer)
+    return str(backend.to_str())
+
+
+def _pairs_tokenizer(transformers: Any, name: str) -> Any:
+    from tokenizers import Tokenizer as Backend
+
+    size = name.removeprefix(_PAIRS)
+    if not size.isdecimal() or int(size) <= _BYTES:
+        raise DataError(
+            f"the tokenizer '{name}' should name a number of tokens above {_BYTES}, all bytes and an end, for example "
+            f"{_PAIRS}512"
+        )
+    backend = Backend.from_str(_pairs_of_novel(int(size)))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=_END)
