@@ -50,6 +50,7 @@ def robustness_attacks(
     samples: Count = 1000,
     attacks: tuple[Attack, ...] = ("fgsm", "pgd", "cw"),
     apgd_steps: Count = 100,
+    teacher: bool = True,
 ) -> Results:
     """Attacks the student, and the teacher where it is a live model, each with its own gradients.
 
@@ -63,6 +64,7 @@ def robustness_attacks(
             AutoAttack one after the other on what is left: APGD on the cross-entropy, then on the DLR loss towards
             each of the nine likeliest wrong classes (untargeted where there are three classes).
         apgd_steps: steps of each APGD run.
+        teacher: whether the teacher is attacked; it often takes longer than the student.
 
     Returns:
         ``clean`` and the accuracy under each attack on these ``samples``; with ``pgd`` also ``weighted``, the mean of
@@ -75,7 +77,7 @@ def robustness_attacks(
     judge = _Judge(subject.task, scale, eps, step_size, steps, apgd_steps)
     batches = list(_first(subject, samples))
     results = judge(subject.student, batches, attacks)
-    if isinstance(subject.teacher, nn.Module):
+    if teacher and isinstance(subject.teacher, nn.Module):
         results["teacher"] = judge(subject.teacher, batches, attacks)
     return {**results, "eps": eps, "samples": sum(batch.size for batch in batches)}
 

@@ -65,6 +65,10 @@ def test_the_teacher_is_attacked_by_its_own_gradients_and_samples_are_limited() 
     assert results["fgsm"] == pytest.approx(4 / 6)
     assert results["teacher"]["clean"] == 0.0
     assert "weighted" not in results
+    options["teacher"] = False
+    alone = evaluate(Brightness(), loader=batches(), task=Classification(), teacher=teacher, names=[options])
+    assert "teacher" not in alone["robustness_attacks"]
+    assert alone["robustness_attacks"]["fgsm"] == results["fgsm"]
 
 
 def test_inputs_that_are_no_pixels_are_refused() -> None:
