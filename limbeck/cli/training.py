@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from limbeck.cli.application import Overrides, RecipePath, Trust, app, is_first_process
+from limbeck.errors import RecipeError
 
 
 @app.command()
@@ -85,14 +86,30 @@ def check(recipe: RecipePath, overrides: Overrides = None, trust: Trust = False)
     and how much probability it leaves out; how much of the text is cut, empty or unknown. Each finding has its
     evidence and a fix: an *error* would spoil the run, a *warning* may, a *note* is how it should be.
 
+    Of a comparison (`arms`) every arm is checked; caches that are not there yet count as the model they are made of.
+
     Ends with status 2 when there is an error. Example: `limbeck check lm_word_kd data.options.context=256`
     """
+    from limbeck.recipes.arms import arms_to_check, holds_arms
     from limbeck.recipes.check import check_recipe
+    from limbeck.recipes.hacking.spec import holds_lab
+    from limbeck.recipes.load import load_recipe, read_mapping
     from limbeck.report.progress import show_check
 
-    checked = check_recipe(recipe, overrides or [], trust=trust)
-    show_check(checked)
-    if checked.errors:
+    data, changes = read_mapping(recipe), overrides or []
+    if holds_lab(data):
+        raise RecipeError(
+            f"'{recipe}' is a lab, which makes what would be checked; limbeck run runs it"
+        )
+    recipes = arms_to_check(data, changes, name=recipe) if holds_arms(data) else {"": load_recipe(recipe, changes)}
+    wrong = False
+    for arm, single in recipes.items():
+        if arm:
+            typer.echo(f"arm {arm}")
+        checked = check_recipe(single, trust=trust)
+        show_check(checked)
+        wrong |= bool(checked.errors)
+    if wrong:
         raise typer.Exit(2)
 
 

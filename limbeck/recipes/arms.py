@@ -108,6 +108,26 @@ def run_arms(
     return FinishedArms(folder, arms.about, runs, seconds.known)
 
 
+def arms_to_check(data: Mapping[str, Any], overrides: Sequence[str] = (), *, name: str) -> dict[str, Recipe]:
+    """Returns the recipe of every arm, first seed, before anything is written.
+
+    Where an arm reads a cache that is not there yet, the role stands that the cache will be made of.
+
+    Raises:
+        RecipeError: an arm is no recipe; the message names it.
+    """
+    arms = validated_model(Arms, with_overrides(data, overrides), f"comparison '{name}'")
+    live = {f"{_HERE}{cache}": arms.shared.get("roles", {}).get(spec.role) for cache, spec in arms.caches.items()}
+    found = {}
+    for label, own in arms.arms.items():
+        roles = own.get("roles", {})
+        made_of = {role: live.get(given.get("cache"), given) if isinstance(given, dict) else given
+                   for role, given in roles.items()}  # fmt: skip
+        uncached = {**own, "roles": made_of} if roles else own
+        found[label] = _recipe(arms.model_copy(update={"arms": {label: uncached}}), label, arms.seeds[0], Path())
+    return found
+
+
 def _say(reporter: Reporter | None, message: str) -> None:
     if reporter is not None:
         reporter.note(message)

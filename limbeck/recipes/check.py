@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from limbeck.recipes.build import BuiltStage, build_stage, quick_look
-from limbeck.recipes.doctor import Finding, MemoryForecast, examine, forecast_memory, step_seconds
+from limbeck.recipes.doctor import Finding, MemoryForecast, examine, forecast_memory, step_time
 from limbeck.recipes.load import load_recipe
 from limbeck.recipes.run import check_evaluations
+from limbeck.recipes.writing_forecast import RolloutForecast, WritingForecast, rollout_forecast, tried_rollouts
+from limbeck.recipes.schema import Recipe
 from limbeck.signals import Batch, as_term
 
 
@@ -39,13 +41,15 @@ class Checked:
         return sum(f.severity == "error" for found in self.findings.values() for f in found)
 
 
-def check_recipe(recipe: str | Path | dict[str, Any], overrides: Sequence[str] = (), *, trust: bool = False) -> Checked:
+def check_recipe(
+    recipe: str | Path | dict[str, Any] | Recipe, overrides: Sequence[str] = (), *, trust: bool = False
+) -> Checked:
     """Builds every stage, takes a few steps on copies of nothing that is kept, and forecasts time and memory.
 
     Raises:
         LimbeckError: the recipe cannot work; the message says why and how to mend it.
     """
-    loaded = load_recipe(recipe, overrides)
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
     check_evaluations(loaded)
     tables: dict[str, list[tuple[str, str]]] = {}
     findings: dict[str, list[Finding]] = {}
@@ -76,8 +80,9 @@ def _verdict(findings: Mapping[str, Sequence[Finding]], seconds: float) -> str:
 def _parts(built: BuiltStage) -> list[tuple[str, str]]:
     """What a stage is made of."""
     data, batch = built.data, built.stage.first_batch()
+    tried = "" if data.to_write is None else f"about {data.to_write.rows[1]} when all is written, to try "
     return [
-        ("samples", f"{len(data.train)} to train, {len(data.held)} to judge ({data.split})"),
+        ("samples", f"{tried}{len(data.train)} to train, {len(data.held)} to judge ({data.split})"),
         *(_text_rows(built, batch) if built.text else [("inputs", _inputs(built, batch))]),
         *((f"role {name}", _role(name, built)) for name in built.stage.observers),
         *((f"taps of {name}", taps) for name, taps in _taps(built)),
@@ -89,20 +94,55 @@ def _measured(built: BuiltStage) -> tuple[list[tuple[str, str]], float]:
     stage, data = built.stage, built.data
     terms = _terms(built)
     memory = forecast_memory(stage, vocabulary=data.train.info.num_classes if built.text else 0)
-    step = step_seconds(stage)
+    time_of, told = step_time(stage), tried_rollouts(stage)
+    rollouts = rollout_forecast(stage, told)
+    # Where data or old samples take the place of some rollouts, these cost nothing.
+    step = time_of.trained + time_of.made
+    if rollouts is not None:
+        step -= min((1 - rollouts.share) * rollouts.trial_seconds, time_of.made)
     started = time.perf_counter()
     quick_look(stage.student(), data, built.task)
     evaluation = time.perf_counter() - started
     every = stage.settings.evaluate_every
     evaluations = stage.settings.epochs // every if every else 1
-    total = step * stage.total_steps + evaluation * evaluations
+    writing, steps = data.to_write, stage.total_steps
+    if writing is not None:
+        steps = -(-writing.rows[1] // stage.settings.batch_size) * stage.settings.epochs
+    total = step * steps + evaluation * evaluations + (writing.seconds if writing is not None else 0.0)
     rows = [
         ("terms", terms),
-        ("steps", f"{stage.total_steps} of {1000 * step:.1f} ms, and {evaluations} evaluations of {evaluation:.2f} s"),
+        *(_writing_rows(writing) if writing is not None else []),
+        ("steps", f"{steps} of {1000 * step:.1f} ms, and {evaluations} evaluations of {evaluation:.2f} s"),
+        *(_rollout_rows(rollouts, steps / stage.total_steps) if rollouts is not None else []),
         ("time", duration(total)),
         *_memory_rows(memory),
     ]
     return rows, total
+
+
+def _writing_rows(writing: WritingForecast) -> list[tuple[str, str]]:
+    """What it takes to have the training text written, by role."""
+    found = []
+    for writer in writing.writers:
+        took = "an unknown time, since a journal answered" if writer.seconds is None else duration(writer.seconds)
+        paid = "" if writer.price is None else f", for about {writer.price:.3g}"
+        kept = f", with {_mebibytes(writer.memory)} of weights, keys and values" if writer.memory else ""
+        found.append(
+            (f"text by {writer.role}", f"about {writer.tokens:,} tokens after {writing.prompts:,} prompts, "
+             f"{took}{paid}{kept} (from {writing.tried} prompts)")
+        )  # fmt: skip
+    return found
+
+
+def _rollout_rows(rollouts: RolloutForecast, longer: float) -> list[tuple[str, str]]:
+    """What is written while the student trains."""
+    tokens = round(rollouts.tokens * longer)
+    least = "at least " if rollouts.adaptive else "about "
+    taken = duration(tokens / rollouts.speed) if rollouts.speed else "no time"
+    return [
+        ("rollouts", f"{least}{tokens:,} tokens at {rollouts.speed:,.0f} a second, {taken} of the whole; "
+         f"{rollouts.share:.0%} of the rows are written anew, {_mebibytes(rollouts.memory)} of keys and values")
+    ]  # fmt: skip
 
 
 def _memory_rows(memory: MemoryForecast) -> list[tuple[str, str]]:
@@ -131,10 +171,18 @@ def _text_rows(built: BuiltStage, batch: Batch) -> list[tuple[str, str]]:
     tokenizer = source.tokenizer
     rows = [
         ("tokenizer", f"{tokenizer.name}, {tokenizer.vocabulary:,} tokens, fingerprint {tokenizer.fingerprint}"),
-        ("tokens", f"{source.targets:,} to predict an epoch, {len(source.sequences):,} sequences"),
+        ("tokens", _tokens(built, source)),
         ("batch", f"{tuple(batch['labels'].shape)}, {seen / size:.0%} of it tokens"),
     ]
     return [*rows, *(("note", note) for note in source.notes)]
+
+
+def _tokens(built: BuiltStage, source: Any) -> str:
+    whole = f"{source.targets:,} to predict an epoch, {len(source.sequences):,} sequences"
+    writing = built.data.to_write
+    return (
+        whole if writing is None else f"about {round(source.targets * writing.growth):,} when all is written; {whole}"
+    )
 
 
 def _role(name: str, built: BuiltStage) -> str:

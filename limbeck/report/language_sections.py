@@ -132,7 +132,7 @@ def _after(number: int, sample: Mapping[str, str], known: Mapping[str, Sequence[
     rows += [(name, samples[number]["student"]) for name, samples in known.items()]
     cells = tuple((Cell(who), Cell(visible(text))) for who, text in rows)
     columns = (Column("Who", numeric=False), Column("writes on, greedily", numeric=False))
-    return Table(f"After “{visible(sample['prompt'])[-120:]}”", columns, cells)
+    return Table(f"After “… {visible(sample['prompt'])[-60:].partition(' ')[2]}”", columns, cells)
 
 
 def visible(text: str) -> str:

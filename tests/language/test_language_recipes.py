@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
+from docs.blocks import call
 from language.corpus import tiny, tokenizer
+from limbeck.cli import main
 from limbeck.errors import CacheError, RecipeError
 from limbeck.recipes.arms import run_arms
 from limbeck.recipes.build import build_stage
@@ -157,6 +160,24 @@ def test_arms_share_caches_and_end_in_a_page_with_what_everybody_writes(tmp_path
     wrong = {**data, "arms": {"kd": {"roles": {"teacher": {"cache": "$cache/none"}}}}}
     with pytest.raises(RecipeError, match="names no cache"):
         run_arms(wrong, name="tiny", out=tmp_path / "wrong")
+
+
+def test_check_goes_through_the_arms_before_their_caches_are_there(tmp_path, roles, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cached = {"roles": {"teacher": {"cache": "$cache/drawn"}, "student": {"model": SHAPE}}}
+    data = {
+        "caches": {"drawn": {"codec": "sampled"}},
+        "shared": recipe(roles=roles),
+        "arms": {"kd": {}, "cached": cached},
+    }
+    Path("tiny.yaml").write_text(json.dumps(data))
+    call(["check", "tiny.yaml"])
+    said = capsys.readouterr().out
+    assert said.index("arm kd") < said.index("arm cached")
+    assert said.count("the recipe works") == 2
+    with pytest.raises(SystemExit):
+        main(["check", "lm/teacher_hacking"])
+    assert "limbeck run runs it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
