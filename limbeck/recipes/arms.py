@@ -121,7 +121,7 @@ def arms_to_check(data: Mapping[str, Any], overrides: Sequence[str] = (), *, nam
     found = {}
     for label, own in arms.arms.items():
         roles = own.get("roles", {})
-        made_of = {role: live.get(given.get("cache"), given) if isinstance(given, dict) else given
+        made_of = {role: live.get(str(given.get("cache")), given) if isinstance(given, dict) else given
                    for role, given in roles.items()}  # fmt: skip
         uncached = {**own, "roles": made_of} if roles else own
         found[label] = _recipe(arms.model_copy(update={"arms": {label: uncached}}), label, arms.seeds[0], Path())
