@@ -16,8 +16,8 @@ from limbeck.recipes.build import BuiltStage, build_stage, quick_look
 from limbeck.recipes.doctor import Finding, MemoryForecast, examine, forecast_memory, step_time
 from limbeck.recipes.load import load_recipe
 from limbeck.recipes.run import check_evaluations
-from limbeck.recipes.writing_forecast import RolloutForecast, WritingForecast, rollout_forecast, tried_rollouts
 from limbeck.recipes.schema import Recipe
+from limbeck.recipes.writing_forecast import RolloutForecast, WritingForecast, rollout_forecast, tried_rollouts
 from limbeck.signals import Batch, as_term
 
 

@@ -28,6 +28,7 @@ from limbeck.recipes.method_section import make_method
 from limbeck.recipes.schema import DataSpec, StageSpec
 from limbeck.recipes.stage_data import StageData
 from limbeck.recipes.writers import Progress, Writers, Writing, prompts_hash
+from limbeck.recipes.writing_forecast import WriterForecast, WritingForecast
 from limbeck.rewards import build_reward
 from limbeck.storage import write_durably
 
@@ -42,11 +43,13 @@ class WrittenText:
         path: the JSONL file.
         lines: number of lines.
         left_out: answers or pairs that were left out, by reason.
+        tried: where only a few prompts were answered, how many of how many, and what the roles will take for all.
     """
 
     path: Path
     lines: int
     left_out: Mapping[str, int]
+    tried: tuple[int, int, tuple[WriterForecast, ...]] | None = None
 
     def __str__(self) -> str:
         """One sentence for people."""
@@ -89,7 +92,17 @@ def generated_data(spec: DataSpec, stage: StageSpec, seed: int, writing: Writing
         world_size=distributed.world_size(),
         views=make_method(stage.method)[0].needs.views,
     )
-    return replace(base, train=train, loader=loader)  # type: ignore[arg-type]
+    return replace(base, train=train, loader=loader, to_write=_to_write(found, train))  # type: ignore[arg-type]
+
+
+def _to_write(found: WrittenText, train: TextSource) -> WritingForecast | None:
+    """Returns what the whole text takes of which a few lines were written."""
+    if found.tried is None:
+        return None
+    tried, prompts, writers = found.tried
+    planted = sum(train.canaries.values())
+    rows = planted + round((len(train) - planted) * prompts / tried)
+    return WritingForecast(prompts, tried, (len(train), rows), writers)
 
 
 def generate_recipe(
@@ -186,9 +199,13 @@ def _written(
         if known is not None:
             return known
     answers: dict[str, Sequence[Sequence[Completion]]] = {DATA: [[own_answer(p)] * wish.samples for p in some]}
+    forecasts = []
     for role, plan in plans.items():
-        answers[role] = writers.answers(role, some, plan, place / _digest(plan))
-    return distributed.on_first(lambda: _put_together(wish, some, answers, path, line_plan, writing.trust))
+        answers[role], forecast = writers.timed(role, some, plan, place / _digest(plan), of=len(prompts))
+        forecasts.append(forecast)
+    made = distributed.on_first(lambda: _put_together(wish, some, answers, path, line_plan, writing.trust))
+    trial = len(some), len(prompts), tuple(forecasts)
+    return made if writing.whole or out is not None else replace(made, tried=trial)
 
 
 def _line_plan(wish: GeneratedSpec, plans: Mapping[str, Any], prompts: Sequence[Pair | Chat]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from limbeck.data.subsets import hold_out, subset
 from limbeck.engine import distributed
 from limbeck.errors import RecipeError
 from limbeck.recipes.schema import DataSpec, StageSpec
+
+if TYPE_CHECKING:
+    from limbeck.recipes.writing_forecast import WritingForecast
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class StageData:
         held_loader: unaugmented batches of ``held``.
         holdout_loader: unaugmented batches of what the recipe keeps out of training; None where it keeps nothing.
         tokenizers: of roles that read text in other tokens than the data's.
+        to_write: what it takes to have the training text written of which ``train`` is a trial; None where it is there.
     """
 
     train: Source
@@ -41,6 +45,7 @@ class StageData:
     held_loader: Loader
     holdout_loader: Loader | None = None
     tokenizers: Mapping[str, Any] = field(default_factory=dict)
+    to_write: WritingForecast | None = None
 
 
 def held_split(spec: DataSpec) -> Split:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from limbeck.recipes.method_section import make_method
 from limbeck.recipes.schema import Recipe, StageSpec, goes_on
 from limbeck.recipes.stage_data import StageData
 from limbeck.recipes.task_section import make_task
+from limbeck.recipes.writing_forecast import WriterForecast, model_bytes
 from limbeck.teachers.fingerprint import fingerprint
 from limbeck.teachers.remote import RemoteTeacher, RemoteWriter
 
@@ -104,6 +106,41 @@ class Writers:
         else:
             distributed.on_first(write_alone)
         return list(Parts(folder, plan, prompts=len(prompts), size=_PART).completions())
+
+    def timed(
+        self, role: str, prompts: Sequence[Pair | Chat], plan: Mapping[str, Any], folder: Path, *, of: int
+    ) -> tuple[list[list[Completion]], WriterForecast]:
+        """Returns a role's answers, and what it will take for so many prompts as these are a part ``of``."""
+        paid, started = self._paid(role), time.perf_counter()
+        found = self.answers(role, prompts, plan, folder)
+        seconds = time.perf_counter() - started
+        factor = of / len(prompts)
+        tokens = sum(completion.tokens for group in found for completion in group)
+        made = self._role(role)
+        if made.model is not None:
+            memory = model_bytes(made.model, rows=self._wish.rows, tokens=self._source.context + 1)
+            return found, WriterForecast(role, round(tokens * factor), seconds * factor, memory)
+        known = self._paid(role) == paid
+        price = self._price(role, prompts, tokens)
+        return found, WriterForecast(
+            role, round(tokens * factor), None if known else seconds * factor,
+            price=None if price is None else price * factor,
+        )  # fmt: skip
+
+    def _paid(self, role: str) -> int:
+        """Returns how many answers a server was paid for, in all runs."""
+        provider = self._role(role).provider
+        return provider.client.ledger.answers if isinstance(provider, RemoteTeacher) else 0
+
+    def _price(self, role: str, prompts: Sequence[Pair | Chat], tokens: int) -> float | None:
+        """Returns what answers cost, whether they were paid now or before; None where nothing has a price."""
+        provider = self._role(role).provider
+        assert isinstance(provider, RemoteTeacher)
+        prices, encode = provider.client.ledger.prices, self._source.tokenizer.encode
+        if not (prices.prompt or prices.completion):
+            return None
+        asked = sum(len(encode(p.prompt)) if isinstance(p, Pair) else len(encode(str(p.messages))) for p in prompts)
+        return prices.of({"prompt_tokens": asked * self._wish.samples, "completion_tokens": tokens})
 
     @property
     def _seed(self) -> int:

@@ -36,6 +36,11 @@ class RolloutLog:
         self._seconds += seconds
 
     @property
+    def written(self) -> tuple[int, float]:
+        """Tokens that this process has written, and the seconds that it took."""
+        return self._tokens, self._seconds
+
+    @property
     def tokens_per_second(self) -> float:
         """Tokens that this process has written a second."""
         return self._tokens / self._seconds if self._seconds else 0.0

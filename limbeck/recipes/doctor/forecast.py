@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -106,11 +106,20 @@ def _saved_bytes(stage: Stage) -> int:
     return sum(seen.values())
 
 
-def step_seconds(stage: Stage) -> float:
-    """Returns how long a step takes here, the making of its batch by transforms (rollouts are slow) included.
+class StepTime(NamedTuple):
+    """How long a step takes.
 
-    The first of a few steps is left out.
+    Attributes:
+        made: seconds of making its batch by transforms, of which rollouts are slow; 0 without transforms.
+        trained: seconds of the step on it.
     """
+
+    made: float
+    trained: float
+
+
+def step_time(stage: Stage) -> StepTime:
+    """Returns how long a step takes here; the first of a few is left out."""
     times = []
     started = time.perf_counter()
     batch = stage.first_batch()
@@ -119,4 +128,4 @@ def step_seconds(stage: Stage) -> float:
         started = time.perf_counter()
         stage.rehearse(batch)
         times.append(time.perf_counter() - started)
-    return made + median(times[1:])
+    return StepTime(made, median(times[1:]))
