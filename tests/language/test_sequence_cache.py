@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import hashlib
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from limbeck.data.text import TextLoader, TextSource
 from limbeck.errors import CacheError
 from limbeck.tasks.causal_lm import CausalLM
 from limbeck.teachers.cache.codecs.gaps import pack_counts, unpack_counts
+from limbeck.teachers.cache.header import UNSIGNED, sealed
 from limbeck.teachers.cache.sequences import (
     CachedSequences,
     build_sequence_codec,
@@ -99,10 +103,33 @@ def test_draws_are_packed_without_loss_in_fewer_bytes_than_their_ids():
         assert all(np.array_equal(a, b) for a, b in zip(again, (ids, counts, classes_of)))
         assert lengths.max() < 256
         if classes > 300:
-            # Sixteen bits of an id and six of a count, as a plain list would take.
-            assert len(packed) < 22 / 8 * len(ids)
+            # Sixteen bits of an id and six of a count are what a plain list would take.
+            assert len(packed) < 14 / 8 * len(ids)
     with pytest.raises(ValueError, match="sum"):
         unpack_counts(packed, lengths, 49)
+
+
+def test_draws_that_were_packed_in_another_way_are_refused(tmp_path):
+    header = write(tmp_path / "c", "sampled")
+    assert header.revision == 2
+    older = header.model_copy(update={"revision": 1, "limbeck": "0.0.9"})
+    (tmp_path / "c" / "cache.json").write_bytes(sealed(older))
+    with pytest.raises(CacheError, match=r"by limbeck 0\.0\.9 with revision 1 of the codec 'sampled'.*write the cache"):
+        CachedSequences(tmp_path / "c", loader())
+    with pytest.raises(CacheError, match="another revision of the codec: it holds 1, now asked for is 2"):
+        write(tmp_path / "c", "sampled")
+    # A header of before there were revisions has none, and the other codecs pack as they did.
+    before = write(tmp_path / "d", "topk").model_dump(exclude={"revision"})
+    text = json.dumps({**before, "checksum": UNSIGNED}, indent=1).encode()
+    digest = hashlib.blake2b(text, digest_size=16).hexdigest()
+    (tmp_path / "d" / "cache.json").write_bytes(text.replace(UNSIGNED.encode(), digest.encode()))
+    CachedSequences(tmp_path / "d", loader())
+
+
+def test_draws_that_take_too_many_bytes_are_refused():
+    codec = build_sequence_codec({"name": "sampled", "draws": 127})
+    with pytest.raises(CacheError, match="at most 255 can be told; lower draws"):
+        codec.encode(torch.zeros(1, 4_000_000), np.zeros(1, np.uint64))
 
 
 @pytest.mark.parametrize("codec", CODECS)

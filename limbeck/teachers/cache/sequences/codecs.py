@@ -21,6 +21,7 @@ from limbeck.teachers.cache.codecs.topk import TopKCodec
 
 _ROWS = 128
 _MOST_DRAWS = 127
+_MOST_BYTES = 255
 
 
 class Rows:
@@ -46,10 +47,12 @@ class SequenceCodec(Protocol):
 
     Attributes:
         reads: the signal that is stored, ``logits`` or ``hidden``.
+        revision: number of the way of packing, which grows where the bytes change that the same parameters give.
     """
 
     name: ClassVar[str]
     reads: ClassVar[Literal["logits", "hidden"]]
+    revision: ClassVar[int] = 1
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -93,6 +96,11 @@ def build_sequence_codec(spec: str | Mapping[str, Any] | SequenceCodec) -> Seque
         {'draws': 50, 'seed': 0, 'temperature': 1.0, 'independent': True}
     """
     return cast(SequenceCodec, build_codec(spec, sequence_codecs))
+
+
+def revision_of(codec: SequenceCodec) -> int:
+    """Returns the codec's way of packing; a codec that says nothing has had one only."""
+    return getattr(codec, "revision", 1)
 
 
 class _Numbers:
@@ -224,8 +232,9 @@ class SampledTokens:
 
     Counts over ``draws`` are a target whose expectation is the teacher's distribution, so the gradient of the
     cross-entropy with it is an unbiased estimate of that of full distillation, tail included, which no top-k is. Ids
-    take the bits of the gaps between them and counts one bit a draw (see :mod:`limbeck.teachers.cache.codecs.gaps`):
-    about 14 bits a distinct token, and a token of text has from one to two dozen.
+    take the bits of the gaps between them, and a count of one a single bit (see
+    :mod:`limbeck.teachers.cache.codecs.gaps`): about 12 bits a distinct token, and a token of prose has about 20 of 50
+    draws.
 
     Draws come from a stream keyed by (seed, sequence, position), so a cache is the same however often its writing was
     interrupted.
@@ -244,6 +253,7 @@ class SampledTokens:
 
     name: ClassVar[str]
     reads: ClassVar[Literal["logits", "hidden"]] = "logits"
+    revision: ClassVar[int] = 2
 
     def __init__(
         self, *, draws: Count = 50, seed: WholeNumber = 0, temperature: Positive = 1.0, independent: bool = True
@@ -274,6 +284,10 @@ class SampledTokens:
             for start in range(0, len(values), _ROWS)
         ]
         packed, lengths = (np.concatenate(arrays) for arrays in zip(*parts))
+        if lengths.max(initial=0) > _MOST_BYTES:
+            raise CacheError(
+                f"the draws of a token take {lengths.max()} bytes, but at most {_MOST_BYTES} can be told; lower draws"
+            )
         return Rows({"count": lengths.astype(np.uint8)}, {"entry": packed}, lengths)
 
     def _draw(self, logits: Tensor, keys: np.ndarray) -> np.ndarray:

@@ -32,6 +32,7 @@ class SequenceHeader(Part):
     vocabulary: _Positive = Field(description="true tokens")
     width: _WholeNumber = Field(description="size of the hidden states; 0 where they are not stored")
     codec: dict[str, Any] = Field(description="name and parameters of the codec, temperature of its draws included")
+    revision: _Positive = Field(default=1, description="which way of packing the codec used")
     precision: str = Field(description="type in which the teacher ran")
     sequences: _Positive = Field(description="sequences, equal ones counted once")
     tokens: _Positive = Field(description="tokens that count in all sequences")

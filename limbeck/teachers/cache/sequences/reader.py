@@ -9,7 +9,7 @@ import numpy as np
 from limbeck.errors import CacheError
 from limbeck.signals import Signals
 from limbeck.teachers.cache.header import keys_path, sealed
-from limbeck.teachers.cache.sequences.codecs import Rows, build_sequence_codec
+from limbeck.teachers.cache.sequences.codecs import Rows, build_sequence_codec, revision_of
 from limbeck.teachers.cache.sequences.header import (
     entries_path,
     head_path,
@@ -40,6 +40,12 @@ class SequenceReader:
             self.codec = build_sequence_codec(header.codec)
         except ValueError as error:
             raise CacheError(f"the cache was written with a codec that this limbeck cannot read: {error}") from None
+        if header.revision != revision_of(self.codec):
+            raise CacheError(
+                f"the cache '{folder}' was written by limbeck {header.limbeck} with revision {header.revision} of the "
+                f"codec '{self.codec.name}', but this limbeck reads revision {revision_of(self.codec)}; delete the "
+                "folder and write the cache again"
+            )
         table = Table(keys_path(self.folder), KEYS, header.sequences, header.rows_per_block, header.keys)
         self.keys = table.column("content")
         self.counts = table.column("tokens").astype(np.int64)

@@ -23,7 +23,7 @@ from limbeck.signals import Batch, Signals
 from limbeck.teachers.cache.codecs.base import Column
 from limbeck.teachers.cache.folder import CacheFolder, owned, refuse_another
 from limbeck.teachers.cache.header import PLAN, FileEntry, keys_path, sealed
-from limbeck.teachers.cache.sequences.codecs import Rows, SequenceCodec, build_sequence_codec
+from limbeck.teachers.cache.sequences.codecs import Rows, SequenceCodec, build_sequence_codec, revision_of
 from limbeck.teachers.cache.sequences.header import (
     SequenceHeader,
     entries_path,
@@ -48,6 +48,7 @@ _COMPARED = {
     "template": "chat template (fingerprint)",
     "vocabulary": "vocabulary",
     "codec": "codec",
+    "revision": "revision of the codec",
     "width": "size of hidden states",
     "precision": "type in which the teacher runs",
     "keys": "set of sequences",
@@ -165,6 +166,7 @@ class _Writing:
             vocabulary=classes,
             width=width,
             codec={"name": self._codec.name, **self._codec.parameters},
+            revision=revision_of(self._codec),
             precision=precision,
             sequences=len(self._keys),
             tokens=int(self._counts.sum()),
