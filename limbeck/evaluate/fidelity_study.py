@@ -17,6 +17,7 @@ from statistics import fmean
 from limbeck.evaluate.significance import Tested, analysis_of_variance, improvement_test, rank_correlation
 
 _FEWEST = 3
+_ROUNDING = 1e-12
 
 QUANTITIES: Mapping[str, str] = {
     "teacher_score": "Score of the teacher",
@@ -104,8 +105,11 @@ def study(observations: Sequence[Observation]) -> Study:
         observations: one a run.
 
     Raises:
+        ValueError: a gain or a score is NaN or infinite.
         MissingExtraError: scipy is not installed.
     """
+    if not all(math.isfinite(o.score) and math.isfinite(o.improvement) for o in observations):
+        raise ValueError("gains and scores should be finite numbers")
     means = averaged(observations)
     methods = _grouped(means, lambda o: o.method)
     between = [[o.improvement for o in group] for group in methods.values() if len(group) > 1]
@@ -113,7 +117,7 @@ def study(observations: Sequence[Observation]) -> Study:
         tuple(means),
         _t_tests(observations, means, lambda o: o.method),
         _t_tests(observations, means, lambda o: o.task),
-        analysis_of_variance(*between) if len(between) > 1 else None,
+        analysis_of_variance(*between) if len(between) > 1 and any(map(_vary, between)) else None,
         _correlations(means),
     )
 
@@ -148,7 +152,7 @@ def _t_tests(
     seeds, found = _grouped(single, key), {}
     for name, group in _grouped(means, key).items():
         values = [o.improvement for o in (group if len(group) > 1 else seeds[name])]
-        if len(values) > 1 and len(set(values)) > 1:
+        if len(values) > 1 and _vary(values):
             found[name] = improvement_test(values)
     return found
 
@@ -157,13 +161,24 @@ def _correlations(means: Sequence[Observation]) -> tuple[Correlation, ...]:
     found: dict[str, tuple[int, Tested]] = {}
     for name in QUANTITIES:
         pairs = [(o.quantities[name], o.improvement) for o in means if name in o.quantities]
-        if len(pairs) >= _FEWEST and all(len(set(side)) > 1 for side in zip(*pairs)):
+        pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
+        if len(pairs) >= _FEWEST and all(map(_vary, zip(*pairs))):
             found[name] = len(pairs), rank_correlation(*map(list, zip(*pairs)))
     corrected = holm([tested.p for _, tested in found.values()])
     return tuple(
         Correlation(name, count, tested.statistic, tested.p, p)
         for (name, (count, tested)), p in zip(found.items(), corrected)
     )
+
+
+def _vary(values: Sequence[float]) -> bool:
+    """Whether numbers differ by more than rounding, without which a test would be surest of all where it knows nothing.
+
+    Example:
+        >>> _vary([0.3, 0.1 + 0.2]), _vary([0.3, 0.31])
+        (False, True)
+    """
+    return max(values) - min(values) > _ROUNDING * max(map(abs, values))
 
 
 def holm(probabilities: Sequence[float]) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,10 +49,13 @@ class Matched:
 
 
 def match(records: Sequence[RunRecord]) -> Matched:
-    """Pairs every distilled student with the one trained alone on the same data with the same settings and seed."""
+    """Pairs every distilled student with the one trained alone on the same data with the same settings and seed.
+
+    What is not a finite number is not known: a run with such a score is left out, and such a quantity of a run.
+    """
     alone: dict[str, RunRecord] = {}
     for record in records:
-        if kind_of(record.method) == "baseline" and _score(record.results) is not None:
+        if kind_of(record.method) == "baseline" and _known(_score(record.results)):
             # Plain training before others without a teacher, such as label smoothing.
             key = _settings(record)
             if key not in alone or record.method in ("none", "sft"):
@@ -63,10 +67,14 @@ def match(records: Sequence[RunRecord]) -> Matched:
         partner, score = alone.get(_settings(record)), _score(record.results)
         if score is None:
             left_out.append(f"{record.folder.name} was not judged by accuracy")
+        elif not _known(score):
+            left_out.append(f"the score of {record.folder.name} is {score}, which is no finite number")
         elif partner is None:
             left_out.append(f"{record.folder.name} has no student trained alone with its data, model, settings, seed")
         else:
             found.append(_observation(record, score, partner))
+            lost = [QUANTITIES[name] for name, value in _quantities(record, partner).items() if not _known(value)]
+            left_out += [f"{name.lower()} of {record.folder.name}, which is no finite number" for name in lost]
     return Matched(tuple(found), tuple(left_out))
 
 
@@ -89,11 +97,7 @@ def _read(results: Mapping[str, Any], keys: Sequence[str]) -> float | None:
 
 
 def _observation(record: RunRecord, score: float, alone: RunRecord) -> Observation:
-    baseline = _score(alone.results)
-    assert baseline is not None
-    quantities: dict[str, float | None] = {name: _read(record.results, keys) for name, keys in _WHERE.items()}
-    quantities["baseline"] = baseline
-    quantities["teacher_score"] = _score(of_teacher(record.results))
+    quantities = _quantities(record, alone)
     stage = {k: v for k, v in record.stage.items() if k not in ("name",)}
     data = stage.get("data")
     return Observation(
@@ -102,13 +106,26 @@ def _observation(record: RunRecord, score: float, alone: RunRecord) -> Observati
         json.dumps(stage, sort_keys=True, default=str),
         record.seed,
         score,
-        score - baseline,
-        {name: value for name, value in quantities.items() if value is not None},
+        score - quantities["baseline"],
+        {name: value for name, value in quantities.items() if _known(value)},
     )
 
 
+def _quantities(record: RunRecord, alone: RunRecord) -> dict[str, float]:
+    """Returns what was measured of a run, finite or not."""
+    found = {name: _read(record.results, keys) for name, keys in _WHERE.items()}
+    found |= {"baseline": _score(alone.results), "teacher_score": _score(of_teacher(record.results))}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
 def _studied(folders: Sequence[str | Path]) -> tuple[Matched, Study]:
-    matched = match([read_run(folder) for folder in folders])
+    # A run that is named twice is still one observation.
+    once = {Path(folder).resolve(): folder for folder in folders}
+    matched = match([read_run(folder) for folder in once.values()])
     if not matched.observations:
         reasons = "; ".join(matched.left_out) or "none of the runs distils a teacher"
         raise RunFolderError(f"there is no pair of a distilled student and one trained alone to compare: {reasons}")

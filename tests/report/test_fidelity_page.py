@@ -131,3 +131,102 @@ def test_language_runs_are_scored_by_their_tokens(make_run):
     (found,) = match([read_run(folder) for folder in folders]).observations
     assert found.improvement == pytest.approx(0.05)
     assert found.quantities == {"agreement": 0.6, "kl": 0.4, "baseline": 0.3, "teacher_score": 0.5}
+
+
+def changed(folder, **values):
+    """The run, some of its results replaced: ``agreement__top1`` for ``agreement.top1``."""
+    results = json.loads((folder / "results.json").read_text())
+    for key, value in values.items():
+        section, _, name = key.partition("__")
+        results[section][name] = value
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def test_a_student_that_is_its_teacher_is_at_the_limits_and_says_nothing_about_fidelity(make_run, tmp_path):
+    runs = [make_run("none", seed, teacher=False) for seed in range(4)]
+    for seed in range(4):
+        kd = make_run("kd", seed, strength=1.5 + 0.1 * seed)
+        results = json.loads((kd / "results.json").read_text())
+        same = results["accuracy"]["top1"]
+        results["accuracy"]["teacher"]["top1"] = same
+        results["agreement"] |= {
+            "top1": 1.0,
+            "kl_teacher_student": 0.0,
+            "total_variation": 0.0,
+            "on_teacher_errors": None,
+        }
+        (kd / "results.json").write_text(json.dumps(results))
+        runs.append(kd)
+    found = match([read_run(folder) for folder in runs]).observations
+    assert all(o.quantities["agreement"] == 1.0 and o.quantities["kl"] == 0.0 for o in found)
+    assert all("on_teacher_errors" not in o.quantities for o in found)
+    assert not {"agreement", "kl"} & {c.quantity for c in study(found).correlations}
+    assert "kd gains" in Page(report_fidelity(runs, tmp_path / "same.html").read_text()).text
+
+
+def test_students_that_all_gain_the_same_are_not_tested_as_if_they_were_sure():
+    """Differences of rounding alone would give a t of ten to the fifteenth."""
+    rounded = [0.3, 0.1 + 0.2, 0.3, 0.1 + 0.2]
+    constant = study(
+        [observation(cell=c, gain=g, agreement=a) for c, g, a in zip("abcd", rounded, (0.1, 0.2, 0.3, 0.4))]
+    )
+    assert constant.by_method == {}
+    assert constant.correlations == ()
+    methods = [observation(m, c, gain=g) for m, g in (("kd", 0.1), ("dkd", 0.2)) for c in "ab"]
+    assert study(methods).between_methods is None
+    assert sentences(constant)[0].startswith("Too few runs for any test")
+
+
+def test_an_empty_set_of_runs_is_an_error_and_an_empty_study_says_nothing(tmp_path):
+    with pytest.raises(RunFolderError, match="none of the runs distils"):
+        report_fidelity([], tmp_path / "never.html")
+    with pytest.raises(RunFolderError):
+        show_fidelity([tmp_path])
+    assert sentences(study([]))[0].startswith("Too few runs")
+
+
+def test_numbers_that_are_none_are_left_out_and_told(make_run, tmp_path, capsys):
+    runs = [make_run("none", seed, teacher=False) for seed in range(3)]
+    distilled = [make_run("kd", seed, strength=1.5 + 0.1 * seed) for seed in range(3)]
+    changed(distilled[0], accuracy__top1=float("nan"))
+    changed(distilled[1], agreement__kl_teacher_student=float("inf"))
+    found = match([read_run(folder) for folder in [*runs, *distilled]])
+    assert sorted(o.seed for o in found.observations) == [1, 2]
+    assert found.left_out[0].endswith("is nan, which is no finite number")
+    assert found.left_out[1].startswith("kl to the teacher of")
+    (one,) = [o for o in found.observations if o.seed == 1]
+    assert "kl" not in one.quantities
+    assert "nan" in Page(report_fidelity([*runs, *distilled], tmp_path / "some.html").read_text()).text
+    changed(runs[1], accuracy__top1=float("nan"))
+    (left,) = match([read_run(folder) for folder in [*runs, *distilled]]).observations
+    assert left.seed == 2
+    for folder in distilled:
+        changed(folder, accuracy__top1=float("nan"))
+    with pytest.raises(RunFolderError, match="no finite number"):
+        show_fidelity([*runs, *distilled])
+    with pytest.raises(ValueError, match="finite"):
+        study([observation(gain=float("nan"))])
+
+
+def test_a_run_that_is_named_twice_is_one_observation(make_run, tmp_path, capsys):
+    runs = [make_run("none", teacher=False), make_run("kd", strength=1.7)]
+    show_fidelity([*runs, runs[1], tmp_path / "." / runs[1]])
+    assert "1 distilled students, 1 settings" in capsys.readouterr().out
+
+
+def test_a_student_that_always_says_the_same_agrees_by_chance_alone():
+    import torch
+
+    from limbeck.functional import fidelity, metrics
+
+    teacher = torch.randn(4000, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    constant = torch.tensor([9.0, 0.0, 0.0, 0.0], dtype=torch.float64).expand(4000, 4)
+    share = (teacher.argmax(1) == 0).double().mean()
+    assert metrics.agreement(constant, teacher) == share
+    mean = (constant.softmax(1) * teacher.softmax(1)).sum(1).mean()
+    torch.testing.assert_close(fidelity.expected_agreement(constant, teacher), mean)
+    assert 0 < fidelity.total_variation(constant, teacher) < 1
+    labels = teacher.argmax(1)
+    assert fidelity.agreement_on_errors(constant, teacher, labels).isnan()
+    assert metrics.predictive_divergence(teacher, constant).isfinite()
