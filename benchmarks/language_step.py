@@ -214,7 +214,8 @@ def main() -> None:
     found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     for _ in range(repeats):
         for arm in arms:
-            found[arm].append(in_process({**order, "arm": arm}, options.target))
+            asked = {**order, "arm": arm}
+            found[arm].append(measure(asked) if options.quick else in_process(asked, options.target))
     print(f"Llamas of (layers, width) {order['teacher']} and {order['student']}, tokenizer {order['tokenizer']}, "
           f"{BATCH} x {order['context']} tokens, {order['steps']} steps\n{machine()}\n")  # fmt: skip
     print(f"{'':10}{'wall s':>8}{'CPU s':>8}{'peak MB':>9}   first and last loss")

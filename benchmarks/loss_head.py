@@ -6,7 +6,7 @@ the arms in turns; what is printed are medians of processor seconds of one forwa
 has loaded all code, the rise of the resident memory at its peak, and ratios against limbeck.
 
     pip install 'limbeck[lm_bench]'
-    python benchmarks/loss_head.py [--tokens 1024] [--width 512] [--repeats 3] [--target FOLDER]
+    python benchmarks/loss_head.py [--quick] [--tokens 1024] [--width 512] [--repeats 3] [--target FOLDER]
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
+from turns import machine
 
 VOCABULARIES = (32_000, 151_936)
 DIVERGENCES = {"forward_kl": 0.0, "jsd": 0.5}
@@ -126,7 +128,7 @@ def measure(arm: str, name: str, tokens: int, vocabulary: int, width: int) -> di
         before, start = status("VmRSS"), time.process_time()
         value = loss(leaves[0], leaves[1], tensors[2], tensors[3])
         value.backward()
-        return time.process_time() - start, status("VmHWM") - before, float(value)
+        return time.process_time() - start, status("VmHWM") - before, float(value.detach())
 
     for rows in (2, 5):
         run(rows, 2 * vocabulary // 64)
@@ -135,8 +137,16 @@ def measure(arm: str, name: str, tokens: int, vocabulary: int, width: int) -> di
 
 
 def in_process(options: argparse.Namespace, arm: str, name: str, vocabulary: int) -> dict[str, float]:
-    """Runs one measurement in a process of its own."""
-    order = {"arm": arm, "name": name, "tokens": options.tokens, "vocabulary": vocabulary, "width": options.width}
+    """Runs one measurement, in a process of its own unless it is to be quick."""
+    order: dict[str, Any] = {
+        "arm": arm,
+        "name": name,
+        "tokens": options.tokens,
+        "vocabulary": vocabulary,
+        "width": options.width,
+    }
+    if options.quick:
+        return measure(**order)
     # glibc maps every larger block by itself, so that resident memory is what tensors hold.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, "--measure", json.dumps(order)]
@@ -151,6 +161,7 @@ def in_process(options: argparse.Namespace, arm: str, name: str, vocabulary: int
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few tokens through limbeck's eager head: it runs")
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
@@ -164,24 +175,28 @@ def main() -> None:
         order = json.loads(options.measure)
         print(json.dumps(measure(**order)))
         return
-    print(f"{options.tokens} tokens, width {options.width}, one thread, torch {torch.__version__}")
+    torch.set_num_threads(1)
+    if options.quick:
+        options.tokens, options.width, options.repeats, options.vocabulary = 16, 32, 1, [512]
+    print(f"{options.tokens} tokens, width {options.width}, {machine()}")
     for vocabulary in options.vocabulary or VOCABULARIES:
         for name in DIVERGENCES:
             _table(options, name, vocabulary)
 
 
 def _table(options: argparse.Namespace, name: str, vocabulary: int) -> None:
-    found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
+    arms = ARMS[1:2] if options.quick else ARMS
+    found: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
     for _ in range(options.repeats):
-        for arm in ARMS:
+        for arm in arms:
             found[arm].append(in_process(options, arm, name, vocabulary))
     middle = {arm: {k: median(r[k] for r in runs) for k in runs[0]} for arm, runs in found.items()}
-    ours = middle["limbeck"]
+    ours, dense = middle[arms[0]], middle["limbeck eager" if options.quick else "TRL dense"]
     print(
         f"\n{name}, vocabulary {vocabulary}\n{'':14}{'CPU s':>8}{'/ ours':>8}{'peak MB':>9}{'/ dense':>9}{'loss':>11}"
     )
     for arm, row in middle.items():
-        share = row["bytes"] / middle["TRL dense"]["bytes"]
+        share = row["bytes"] / max(dense["bytes"], 1)
         print(
             f"{arm:14}{row['seconds']:8.2f}{row['seconds'] / ours['seconds']:8.2f}"
             f"{row['bytes'] / 2**20:9.0f}{share:9.2f}{row['loss']:11.6f}"

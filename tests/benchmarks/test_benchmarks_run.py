@@ -20,6 +20,10 @@ ROWS = {
     "cpu_switches": ("channels_last",),
     "method_overhead": ("kd", "dkd", "mlkd"),
     "batch_memory": ("crd", "pkt", "rkd"),
+    "language_epochs": ("fine-tuning alone", "cache, topk of 32", "cache, 50 draws", "cache, hidden", "live teacher"),
+    "language_step": ("limbeck",),
+    "on_policy": ("32 prompts, in parts of 8", "8 prompts x 4", "8 prompts x 1"),
+    "loss_head": ("limbeck eager",),
 }
 # One process for all, because importing PyTorch takes longer than most of them.
 DRIVER = """
