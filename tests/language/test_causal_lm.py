@@ -145,7 +145,7 @@ def _configured(kind):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "cohere", "granite"])
-def test_hidden_states_and_head_make_the_models_own_logits(kind):
+def test_bug_07_hidden_states_and_head_make_the_models_own_logits(kind):
     """Row 7: softcap and logit scale. The vocabulary is the true one."""
     model, batch = _configured(kind), batches()
     with torch.no_grad():

@@ -25,7 +25,9 @@ from limbeck.transforms import build_transform
 def stage(method: dict[str, Any], data: TextSource, *, micro_batches: int = 1, rollout: bool = False) -> Stage:
     options = dict(method)
     size = 4
-    changes = [build_transform({"name": "rollout", "max_new_tokens": 9}, seed=5, num_classes=257)] if rollout else []
+    # Many tokens end a completion, so that completions have different lengths.
+    written = {"name": "rollout", "max_new_tokens": 9, "end_tokens": list(range(60))}
+    changes = [build_transform(written, seed=5, num_classes=257)] if rollout else []
     return Stage(
         method=build_method(options.pop("name"), **options),
         roles={"student": Role(model=copy.deepcopy(tiny(1)).train()), "teacher": Role(model=tiny(2))},
@@ -95,7 +97,11 @@ def test_bug_02_gradients_are_the_same_for_every_division_into_micro_batches(met
 @pytest.mark.parametrize("name", ["uld", "gold"])
 def test_bug_03_losses_across_tokenizers_are_divided_once_too(name: str, rollout: bool) -> None:
     """Elsewhere the path for other tokenizers forgets the number of tokens of the whole batch."""
-    found = [gradients(stage({"name": name}, source(count=8), micro_batches=n, rollout=rollout)) for n in (1, 4)]
+    found = []
+    for parts in (1, 4):
+        made = stage({"name": name}, source(count=8), micro_batches=parts, rollout=rollout)
+        assert made.first_batch()["mask"].sum(-1).unique().numel() > 1
+        found.append(gradients(made))
     same(found[0], found[1])
 
 

@@ -95,6 +95,10 @@ def mixing_labels() -> list[str]:
     return found
 
 
+def test_bug_35_is_asked_of_the_methods_that_mix_both() -> None:
+    assert {"word_kd", "ddk", "taid", "tsd_kd"} & set(mixing_labels())
+
+
 @pytest.mark.parametrize("name", mixing_labels())
 def test_bug_35_the_students_own_words_are_no_labels(name: str) -> None:
     """Elsewhere the cross-entropy of a mixed loss also learns from what the student sampled, right or wrong."""

@@ -113,6 +113,23 @@ def test_bug_37_most_of_a_text_is_compared_with_and_without_begin_tokens() -> No
         assert len(ids) > 5
 
 
+@pytest.mark.parametrize(("student", "teacher"), [("pieces", "level"), ("pieces", "bytes"), ("level", "pieces")])
+def test_bug_37_a_begin_token_that_one_side_has_leaves_everything_after_it_in_its_span(
+    student: str, teacher: str
+) -> None:
+    """Elsewhere it counts as a token of the other side, and nothing after it is aligned."""
+    own = side(student)
+    ids = np.array([*own.tokenizer.encode("x"), *own.tokenizer.encode("It is a truth, naïve 東京 café.")])
+    begun = np.array([own.tokenizer.bos_id, *ids])
+    plain, after = (Aligner(own, side(teacher)).align(i, np.ones(len(i), bool)) for i in (ids, begun))
+    assert after.count >= plain.count >= 5
+    assert after.spans[0] == NO_SPAN
+    # With a token before it the first one is predicted as well; all that was compared before still is.
+    compared = [[t for t, n in zip(a.teacher_ids, a.teacher_spans) if n != NO_SPAN] for a in (plain, after)]
+    assert compared[1][-len(compared[0]) :] == compared[0]
+    assert (after.spans[1:] != NO_SPAN)[plain.spans != NO_SPAN].all()
+
+
 def test_bug_38_tokens_are_the_same_where_their_bytes_are() -> None:
     """Elsewhere vocabularies are matched by raw strings, in which a space is one mark here and another there."""
     level, pieces = side("level"), side("pieces")

@@ -37,7 +37,7 @@ def shuffled():
     return ours(byte_level(text="the quick brown fox jumps over the lazy dog " * 9 + WORDS[::-1]), "shuffled")
 
 
-def test_row_13_equal_sizes_are_no_equal_tokenizers(whole, shuffled):
+def test_bug_13_equal_sizes_are_no_equal_tokenizers(whole, shuffled):
     assert whole.vocabulary == shuffled.vocabulary
     (found, *_) = tokens.compare_tokenizers("teacher", shuffled, whole)
     assert found.severity == "error"
@@ -46,7 +46,7 @@ def test_row_13_equal_sizes_are_no_equal_tokenizers(whole, shuffled):
     assert tokens.compare_tokenizers("teacher", whole, ours(byte_level())) == []
 
 
-def test_row_38_other_names_for_the_same_bytes_are_no_difference():
+def test_bug_38_other_names_for_the_same_bytes_are_no_difference():
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, normalizers
 
@@ -77,7 +77,7 @@ def test_a_model_that_lacks_tokens_of_the_data_is_an_error_and_one_with_more_is_
     assert severities(tokens.compare_tokenizers("teacher", fewer, whole)) == ["note"]
 
 
-def test_row_27_the_token_that_fills_and_ends_is_pointed_out(whole):
+def test_bug_27_the_token_that_fills_and_ends_is_pointed_out(whole):
     assert tokens.check_padding(whole) == []
     for pad in ("<|end|>", None):
         (found,) = tokens.check_padding(ours(byte_level(pad_token=pad)))
@@ -92,7 +92,7 @@ def test_special_tokens_of_other_names_are_named():
     assert "eos '<|end|>' and '<|turn|>'" in found[0].evidence
 
 
-def test_row_39_templates_are_rendered_side_by_side():
+def test_bug_39_templates_are_rendered_side_by_side():
     one, other = ours(byte_level()), ours(byte_level())
     one.backend.chat_template, other.backend.chat_template = CHATML, PLAIN
     (found,) = conversations.compare_templates("teacher", one, other)
@@ -116,7 +116,7 @@ def chat_tokenizer():
     return ours(made, "chat")
 
 
-def test_row_40_answers_end_where_generation_stops():
+def test_bug_40_answers_end_where_generation_stops():
     tokenizer = chat_tokenizer()
     turn, end = tokenizer.backend.convert_tokens_to_ids("<|im_end|>"), tokenizer.eos_id
     assert conversations.turn_end(tokenizer) == turn
@@ -142,7 +142,7 @@ def test_ends_are_read_from_the_generation_configuration_first():
     assert conversations.stops_of(model) == {5}
 
 
-def test_row_37_sequences_begin_with_one_begin_token():
+def test_bug_37_sequences_begin_with_one_begin_token():
     tokenizer = ours(sentencepiece_bpe())
     begin = tokenizer.bos_id
     good, doubled, bare = (np.array(ids) for ids in ([begin, 70, 71], [begin, begin, 70], [70, 71, 72]))
@@ -168,7 +168,7 @@ def test_rows_longer_than_a_model_or_its_tokenizer_reads(whole):
 @pytest.mark.parametrize(
     ("key", "value"), [("final_logit_softcapping", 30.0), ("logit_scale", 0.0625), ("logits_scaling", 8.0)]
 )
-def test_row_7_softcaps_and_scales_are_named(key, value):
+def test_bug_07_softcaps_and_scales_are_named(key, value):
     model = tiny()
     assert models.check_logit_changes("teacher", model) == []
     setattr(model.config, key, value)
@@ -176,7 +176,7 @@ def test_row_7_softcaps_and_scales_are_named(key, value):
     assert f"{key} {value}" in found.evidence
 
 
-def test_row_8_adapters_on_tied_heads():
+def test_bug_08_adapters_on_tied_heads():
     for options, expected in (({}, []), ({"targets": ["q_proj", "lm_head"]}, ["warning"])):
         adapted = add_lora(tiny(), rank=2, **options)
         assert severities(models.check_adapters("student", adapted)) == expected
@@ -184,7 +184,7 @@ def test_row_8_adapters_on_tied_heads():
     assert models.check_adapters("student", untied) == []
 
 
-def test_row_41_types_that_cannot_carry_training():
+def test_bug_41_types_that_cannot_carry_training():
     options = {"lr": 1e-4, "precision": "fp32"}
     assert models.check_numbers("student", tiny(), trains=True, **options) == []
     assert severities(models.check_numbers("student", tiny().bfloat16(), trains=True, **options)) == ["warning"]
@@ -209,7 +209,7 @@ def test_settings_of_sampling_and_ignorance_are_told():
     assert severities(models.check_knows("teacher", 5.5, 257)) == ["warning"]
 
 
-def test_row_32_a_server_that_ignores_temperature():
+def test_bug_32_a_server_that_ignores_temperature():
     honest = Probe(top=20, honours_temperature=True, by_id=True)
     raw = Probe(top=5, honours_temperature=False, by_id=True)
     assert servers.check_server("teacher", honest, asked=20, temperature=2.0) == []
@@ -227,7 +227,7 @@ def test_rows_14_and_16_mass_beyond_the_listed_tokens():
     assert "hold 60% on average, the rest 40%" in found.evidence
 
 
-def test_row_29_answers_that_are_cut_empty_or_unknown(whole):
+def test_bug_29_answers_that_are_cut_empty_or_unknown(whole):
     end = whole.eos_id
     answered = [Encoded(np.array([*s.ids[:-1], end]), s.learn, s.prompt) for s in sequences(8, low=6)]
     assert text.check_text(TextSource("good", answered, whole, context=16)) == []
