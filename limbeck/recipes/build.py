@@ -79,7 +79,10 @@ def build_stage(
     task = make_task(spec.task, data)
     make_roles = _language().LanguageRoles if text else RoleBuilder
     builder = make_roles(recipe, spec, data, task, trust, earlier)
-    roles = {name: builder.build(name, role) for name, role in spec.roles.items()}
+    # What others are cut from comes first, so that a large model is loaded once.
+    first = sorted(spec.roles, key=lambda name: spec.roles[name].from_role is not None)
+    made = {name: builder.build(name, spec.roles[name]) for name in first}
+    roles = {name: made[name] for name in spec.roles}
     if text:
         _language().refuse_other_tokens(spec, data)
     if method.batch_coupled and len(data.train) % spec.train.batch_size == 1:
