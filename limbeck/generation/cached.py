@@ -26,7 +26,7 @@ _TRUSTED: WeakSet[nn.Module] = WeakSet()
 class CachedDecoder:
     """A model of transformers with its key-value cache. Prompts are read once, however many sequences go on from each.
 
-    Where the cache keeps all keys and values and nothing else, they are written into memory that is taken once (see
+    Where the cache keeps all keys and values and nothing else, they are written into memory with room for them (see
     :class:`~limbeck.generation.room.Room`), and models of Llama's family take a shorter way through their layers (see
     :class:`~limbeck.generation.llama_step.LlamaStep`), after it gave what the model itself gives.
 

@@ -1,4 +1,4 @@
-"""Keys and values of what was read, in memory that is taken once for everything that will be written."""
+"""Keys and values of what was read, in memory with room for what will be written."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+_AT_FIRST = 256
+
 
 class Room(DynamicLayer):
     """Keys and values of one layer of a transformer, with room for tokens to come.
 
     A token is written into its place, where transformers' own layer copies everything that was read before. What
-    attention sees are views up to the last token.
+    attention sees are views up to the last token. Room that may never be needed is taken when it is: at first for some
+    tokens, then for as many again as there are.
 
     Args:
         keys: ``[P, heads, L, D]`` of the prompts.
@@ -25,8 +28,10 @@ class Room(DynamicLayer):
     def __init__(self, keys: Tensor, values: Tensor, repeats: int, tokens: int) -> None:
         super().__init__()
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-        self._stored = [_spacious(side, repeats, tokens) for side in (keys, values)]
-        self._show(keys.shape[2])
+        length = keys.shape[2]
+        self._most = length + tokens
+        self._stored = [_spacious(side, repeats, min(tokens, max(length, _AT_FIRST))) for side in (keys, values)]
+        self._show(length)
 
     def _show(self, length: int) -> None:
         self._length = length
@@ -36,8 +41,10 @@ class Room(DynamicLayer):
         """Adds keys and values of tokens and returns all."""
         end = self._length + key_states.shape[2]
         for number, new in enumerate((key_states, value_states)):
-            if end > self._stored[number].shape[2]:
-                self._stored[number] = _spacious(self._stored[number], 1, end)
+            room = self._stored[number].shape[2]
+            if end > room:
+                further = max(end - room, min(room, self._most - room))
+                self._stored[number] = _spacious(self._stored[number], 1, further)
             self._stored[number][:, :, self._length : end] = new
         self._show(end)
         return self.keys, self.values

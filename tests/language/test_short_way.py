@@ -209,7 +209,9 @@ def test_rows_that_go_on_stay_in_their_places() -> None:
     assert _going(torch.tensor([True, True])).tolist() == [0, 1]
 
 
-def test_a_cache_with_room_holds_what_another_holds() -> None:
+@pytest.mark.parametrize("at_first", [1, 256])
+def test_a_cache_with_room_holds_what_another_holds(at_first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limbeck.generation.room._AT_FIRST", at_first)
     cache, plain = (transformers.DynamicCache() for _ in range(2))
     keys, values = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 6)
     for one in (cache, plain):
@@ -217,9 +219,9 @@ def test_a_cache_with_room_holds_what_another_holds() -> None:
     assert not make_room(cache, 5, 2, 1)
     assert make_room(cache, 4, 2, 1)
     plain.batch_repeat_interleave(2)
-    for tokens in (1, 1, 2):
+    for tokens in (1, 1, 4, 2):
         further = torch.randn(4, 3, tokens, 5), torch.randn(4, 3, tokens, 6)
-        # The second token is one more than there is room for.
+        # The second token is one more than was announced.
         for found, expected in zip(cache.update(*further, 0), plain.update(*further, 0)):
             assert torch.equal(found, expected)
     rows = torch.tensor([0, 3, 2])
@@ -231,7 +233,7 @@ def test_a_cache_with_room_holds_what_another_holds() -> None:
     plain.crop(-2)
     assert torch.equal(room.keys, plain.layers[0].keys)
     assert torch.equal(room.values, plain.layers[0].values)
-    assert cache.get_seq_length() == 6
+    assert cache.get_seq_length() == 10
 
 
 def test_windows_and_other_caches_get_no_room() -> None:
