@@ -35,6 +35,9 @@ from limbeck.functional.token_losses import (
 CHUNK_BYTES = 32 * 2**20
 """Size of the student's logits of a chunk, if nothing else is said."""
 
+_CHUNK_ROWS = 256
+"""Rows that a chunk has at least then, since each chunk reads the whole output layer, and adds to its gradient."""
+
 _COMPILE_FROM = 2**24
 """Logits from which on compiling pays for itself within a few calls."""
 
@@ -172,7 +175,7 @@ def _plan(
     classes: int,
     mask: Tensor | None,
     weights: Mapping[str, float] | None,
-    chunk_bytes: int,
+    chunk_bytes: int | None,
     compiled: bool | None,
     announced: bool,
     itemsize: int,
@@ -184,7 +187,9 @@ def _plan(
     if compiled is None:
         compiled = number * classes >= _COMPILE_FROM
     use = compiled and can_compile([loss.rule for loss in chosen])
-    chunk_rows = max(chunk_bytes // (classes * itemsize), 1)
+    chunk_rows = max((chunk_bytes or CHUNK_BYTES) // (classes * itemsize), 1)
+    if layer is not None and chunk_bytes is None:
+        chunk_rows = max(chunk_rows, _CHUNK_ROWS)
     if use and layer is None:
         chunk_rows = max(number, 1)  # the compiled arithmetic makes nothing but the gradient
     scale = dict.fromkeys(losses, 1.0) if weights is None else weights
@@ -199,7 +204,7 @@ def projected_token_losses(
     mask: Tensor | None = None,
     weights: Mapping[str, float] | None = None,
     gradient: str = "forward",
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
     compiled: bool | None = None,
 ) -> dict[str, Tensor]:
     """Returns losses of positions from hidden states and an output layer.
@@ -212,7 +217,7 @@ def projected_token_losses(
         weights: with which weight each loss will count; 1 each when None. Only a matter of speed.
         gradient: ``forward`` works gradients out at once, for the announced weights and the same factor at every
             position; ``backward`` when they are asked for, which suits losses whose positions count differently.
-        chunk_bytes: size of the logits of a chunk.
+        chunk_bytes: size of the logits of a chunk; 32 MiB, or 256 rows where that is more, when None.
         compiled: whether to compile the arithmetic on logits; None: where there are many and a compiler is found.
 
     Returns:
@@ -242,7 +247,7 @@ def token_losses(
     mask: Tensor | None = None,
     weights: Mapping[str, float] | None = None,
     gradient: str = "forward",
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
     compiled: bool | None = None,
 ) -> dict[str, Tensor]:
     """Returns losses of positions from logits that are at hand, with a peak of hardly more than their gradient.
@@ -253,7 +258,7 @@ def token_losses(
         mask: ``[...]`` true where a position counts.
         weights: see :func:`projected_token_losses`.
         gradient: see :func:`projected_token_losses`.
-        chunk_bytes: size of a chunk, where the arithmetic is not compiled.
+        chunk_bytes: size of a chunk, where the arithmetic is not compiled; 32 MiB when None.
         compiled: see :func:`projected_token_losses`.
 
     Returns:
