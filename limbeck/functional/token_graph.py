@@ -53,8 +53,8 @@ def token_graph(
     Args:
         tokens: ``[M, D]``.
         neighbours: number of neighbours of each token, less than ``M``.
-        bandwidth: :math:`\sigma`; when None, the mean squared distance to a neighbour, a constant, so that the
-            affinities do not depend on the scale of the tokens.
+        bandwidth: :math:`\sigma`; when None, the mean squared distance to a neighbour. Neither the affinities nor their
+            gradient then depend on the scale of the tokens.
         rows: a block of tokens whose rows alone are returned; all when None.
 
     Raises:
@@ -72,34 +72,39 @@ def token_graph(
     if neighbours >= tokens.shape[0]:
         raise ValueError(f"{tokens.shape[0]} tokens have no {neighbours} neighbours each")
     block = rows or slice(0, tokens.shape[0])
-    squared, nearest, chosen = _nearest(tokens, block, neighbours)
+    squared, chosen = _nearest(tokens, block, neighbours)
     edges = torch.zeros_like(squared, dtype=torch.bool).scatter(1, chosen, True)
     if bandwidth is None:
-        bandwidth = nearest.mean() if rows is None else neighbour_distance(tokens, neighbours=neighbours)
+        bandwidth = (
+            squared.gather(1, chosen).mean() if rows is None else neighbour_distance(tokens, neighbours=neighbours)
+        )
     sigma = torch.as_tensor(bandwidth, dtype=squared.dtype, device=squared.device)
     return TokenGraph(-squared / (2 * torch.where(sigma > 0, sigma, torch.ones_like(sigma))), edges)
 
 
 @full_precision
 def neighbour_distance(tokens: Tensor, *, neighbours: int) -> Tensor:
-    """Returns the mean squared distance of tokens ``[M, D]`` to their nearest ones, a constant.
+    """Returns the mean squared distance of tokens ``[M, D]`` to their nearest ones.
 
     Example:
         >>> neighbour_distance(torch.tensor([[0.0], [1.0], [3.0]]), neighbours=1)
         tensor(2.)
     """
-    with torch.no_grad():
-        parts = [_nearest(tokens.detach(), block, neighbours)[1].flatten() for block in _blocks(tokens.shape[0])]
-    return torch.cat(parts).mean()
+
+    def values(tokens: Tensor, block: slice) -> Tensor:
+        squared, chosen = _nearest(tokens, block, neighbours)
+        return squared.gather(1, chosen).mean(1)
+
+    return _by_blocks(values, tokens).mean()
 
 
-def _nearest(tokens: Tensor, block: slice, neighbours: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared distances ``[m, M]`` of a block of tokens to all, and those and the numbers of its nearest ones."""
+def _nearest(tokens: Tensor, block: slice, neighbours: int) -> tuple[Tensor, Tensor]:
+    """Squared distances ``[m, M]`` of a block of tokens to all, and the numbers ``[m, k]`` of its nearest ones."""
     # From differences, so that near tokens lose no digits; equal ones have a zero gradient.
     squared = torch.cdist(tokens[block], tokens, compute_mode="donot_use_mm_for_euclid_dist").square()
     own = torch.arange(block.start, block.stop, device=tokens.device).unsqueeze(1)
-    nearest, chosen = squared.detach().scatter(1, own, torch.inf).topk(neighbours, dim=1, largest=False)
-    return squared, nearest, chosen
+    chosen = squared.detach().scatter(1, own, torch.inf).topk(neighbours, dim=1, largest=False).indices
+    return squared, chosen
 
 
 def _blocks(count: int) -> list[slice]:

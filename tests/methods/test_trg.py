@@ -54,6 +54,15 @@ def test_the_default_bandwidth_ignores_scale() -> None:
     torch.testing.assert_close(graphs[0].adjacency(), graphs[1].adjacency())
 
 
+@pytest.mark.parametrize("rows", ["adjacency", "neighbours"])
+def test_the_default_bandwidth_neither_shrinks_nor_stretches_the_tokens(rows: str) -> None:
+    tokens = _tokens(9, 3).requires_grad_()
+    loss = neighbourhood_divergence(tokens, _tokens(9, 3), neighbours=2, rows=rows)
+    (gradient,) = torch.autograd.grad(loss, tokens)
+    assert gradient.norm() > 1e-3
+    assert abs((gradient * tokens).sum().item()) < 1e-12
+
+
 @pytest.mark.parametrize("bandwidth", [None, 1.5])
 @pytest.mark.parametrize("rows", ["adjacency", "neighbours"])
 def test_blocks_of_rows_give_the_whole(bandwidth: float | None, rows: str, monkeypatch: pytest.MonkeyPatch) -> None:
