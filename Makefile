@@ -7,7 +7,7 @@ CONSTRAINTS ?= constraints/cpu.txt
 EXTRAS ?= test,lint,docs
 PYTEST_WORKERS ?= 2
 # Overrides of the comparison of language models: its five-minute form.
-QUICKSTART ?= 'shared.data.limit={train: 64, test: 16}' shared.train.epochs=1 seeds=[0]
+QUICKSTART ?= 'shared.data.limit={train: 32, test: 8}' shared.train.epochs=1 seeds=[0]
 BIN := .venv/bin
 
 # uv does not read pip's configuration; hand it the folders that pip was told to look into, if any.
@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo    distil a small student and open its report (under five minutes)"
-	@echo "make quickstart  distil a language model and write its comparison, five minutes (QUICKSTART= for the whole hour)"
+	@echo "make quickstart  distil a language model in six ways, in short (QUICKSTART= for the whole, under an hour)"
 	@echo "make test    everything that must hold: unit tests, golden files, resume, distribution, doctests, the built wheel"
 	@echo "make check   format, lint and types, then make test: what CI runs"
 	@echo "make docs    build the documentation into site/"
