@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from limbeck.functional.precision import full_precision
 from limbeck.functional.reduction import Reduction, neutralised, reduce, widened
-from limbeck.functional.token_losses import Rule, Scores, TargetLogits, Targets, TokenLoss
+from limbeck.functional.token_losses import Rule, Scores, TargetLogits, Targets, TokenLoss, rows_of
 
 
 @full_precision
@@ -105,3 +105,53 @@ class SortedLoss(TokenLoss):
     def leading(self) -> torch.Size:
         """Shape of the positions."""
         return self.shape
+
+
+@dataclass(frozen=True)
+class SortedTopRule(Rule):
+    """Distance of sorted probabilities from a target of which the largest alone are known, and the mass of the rest.
+
+    The rest counts as one sum on either side, so the distance is never above that of the whole distributions.
+
+    Attributes:
+        temperature: divides the student's logits.
+    """
+
+    temperature: float = 1.0
+
+    def values(self, scores: Scores, *targets: Tensor) -> Tensor:
+        """Returns ``[n]`` distances from log-probabilities ``[n, k]``, largest first, and the rest's log ``[n]``."""
+        known, rest = (target.exp() for target in targets)
+        ours = scores.log_probabilities(self.temperature).exp().sort(dim=-1, descending=True).values
+        count = known.shape[-1]
+        ours = pad(ours, (0, max(count - ours.shape[-1], 0)))
+        listed = (ours[..., :count] - known).abs().sum(-1)
+        return listed + (ours[..., count:].sum(-1) - rest).abs()
+
+
+@dataclass(frozen=True)
+class SortedTopLoss(TokenLoss):
+    """Sorted distance of every position from the largest probabilities of a target over another vocabulary.
+
+    Attributes:
+        logprobs: ``[..., k]`` the target's log-probabilities, largest first, at its own positions.
+        tail: ``[...]`` log of the rest.
+        places: ``[*positions]`` for each of the student's positions the number of the target's, over all its rows.
+        rule: at which temperature.
+    """
+
+    logprobs: Tensor
+    tail: Tensor
+    places: Tensor
+    rule: SortedTopRule = SortedTopRule()
+
+    def targets(self, rows: Tensor | slice) -> Targets:
+        """Returns what is known of rows, float32 or better."""
+        chosen = self.places.reshape(-1)[rows]
+        known = rows_of(self.logprobs, chosen), rows_of(self.tail, chosen, 0)
+        return tuple(widened(part.detach()) for part in known)
+
+    @property
+    def leading(self) -> torch.Size:
+        """Shape of the positions."""
+        return self.places.shape

@@ -154,7 +154,7 @@ class LanguageRoles(RoleBuilder):
             from limbeck.teachers.remote.provider import remote_teacher
 
             assert isinstance(self.data.loader, TextLoader)
-            return Role(provider=remote_teacher(spec.remote, self.data.loader))
+            return Role(provider=remote_teacher(spec.remote, self.data.loader, self.data.tokenizers.get(name)))
         if spec.from_role is None:
             role = super().build(name, spec)
             return role if name not in self.data.tokenizers else replace(role, task=self._task_of(name))

@@ -49,14 +49,30 @@ def other_tokenizers(stage: StageSpec, named: str | None, ours: Tokenizer) -> di
     theirs = _of_teacher(stage, ours) if named is None else load_tokenizer(named)
     if theirs is None or same_tokens(theirs, ours):
         return {}
+    _check_teacher(stage, method)
+    return {"teacher": theirs}
+
+
+def _check_teacher(stage: StageSpec, method: Method) -> None:
+    """Refuses a teacher that cannot be asked about a text in other tokens, or tells less than the method needs."""
     teacher = stage.roles["teacher"]
-    for kind in ("cache", "remote", "ensemble"):
+    for kind in ("cache", "ensemble"):
         if getattr(teacher, kind) is not None:
             raise RecipeError(
                 f"roles.teacher is a {kind}, which knows the text in the tokens of the data; across tokenizers use a "
-                "live model"
+                "live model, or a server"
             )
-    return {"teacher": theirs}
+    told = {"topk", "logprobs"}
+    if teacher.remote is not None and not all(told & set(need.split("|")) for need in method.needs.roles["teacher"]):
+        fit = [n for n in methods_across() if all(told & set(need.split("|")) for need in _teacher_needs(n))]
+        raise RecipeError(
+            f"'{stage.method_name}' compares whole distributions, but roles.teacher is a server, which lists the "
+            f"likeliest tokens; use a live model, or a method that those are enough for: {', '.join(fit)}"
+        )
+
+
+def _teacher_needs(name: str) -> frozenset[str]:
+    return methods[name].part.needs.roles["teacher"]
 
 
 def _of_teacher(stage: StageSpec, ours: Tokenizer) -> Tokenizer | None:

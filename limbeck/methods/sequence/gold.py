@@ -25,7 +25,7 @@ from limbeck.methods.sequence.base import (
     SequenceMethod,
     vocabulary_of,
 )
-from limbeck.methods.sequence.text_pair import ENTRIES, TextPair, partner_logits, text_pair
+from limbeck.methods.sequence.text_pair import ENTRIES, TextPair, partner_logits, partner_places, text_pair
 from limbeck.signals import Batch, Signals, Terms
 
 
@@ -132,7 +132,7 @@ class GOLD(SequenceMethod):
         # Half-precision states and heads are widened once, and not in every chunk.
         wide = Signals(student.logits, hidden=None if student.hidden is None else student.hidden.map(widened))
         arithmetic = _Spans(self, wide, partner_logits(teacher, partner), self.tokens.to(rows.device))
-        teacher_rows = torch.arange(len(partner), device=partner.device).unsqueeze(-1) * theirs.shape[1] + partner
+        teacher_rows = partner_places(partner, theirs.shape[1])
         log_ours = ours.reshape(-1)[rows]
         log_theirs = theirs.reshape(-1)[teacher_rows.reshape(-1)[rows]]
         found = [

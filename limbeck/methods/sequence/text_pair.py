@@ -142,6 +142,10 @@ def partner_logits(teacher: Signals, partner: Tensor) -> TargetLogits:
         partner: ``[B, T]`` the teacher's position for each of the student's.
     """
     logits_of, shape = logits_by_rows(teacher, "teacher")
-    starts = torch.arange(len(partner), device=partner.device).unsqueeze(-1) * shape[-1]
-    places = (starts + partner).reshape(-1)
+    places = partner_places(partner, shape[-1]).reshape(-1)
     return lambda rows: logits_of(places[rows])
+
+
+def partner_places(partner: Tensor, length: int) -> Tensor:
+    """Returns ``[B, T]`` numbers of the teacher's positions over all rows, of which each has ``length``."""
+    return torch.arange(len(partner), device=partner.device).unsqueeze(-1) * length + partner

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from limbeck.functional.sorted_probabilities import SortedLoss, SortedRule
-from limbeck.functional.token_losses import LabelLoss
+from torch import Tensor
+
+from limbeck.errors import NeedsError
+from limbeck.functional.sorted_probabilities import SortedLoss, SortedRule, SortedTopLoss, SortedTopRule
+from limbeck.functional.token_losses import LabelLoss, TokenLoss
 from limbeck.hyperparameters import NonNegative, Positive
 from limbeck.methods.base import Needs, register
-from limbeck.methods.sequence.base import DENSE_TARGET, STUDENT, Average, SequenceMethod, on_policy_rows
-from limbeck.methods.sequence.text_pair import ENTRIES, TextPair, partner_logits, text_pair
+from limbeck.methods.sequence.base import STUDENT, Average, SequenceMethod, on_policy_rows
+from limbeck.methods.sequence.text_pair import ENTRIES, TextPair, partner_logits, partner_places, text_pair
 from limbeck.signals import Batch, Signals, Term, Terms
 
 
@@ -26,7 +29,8 @@ class ULD(SequenceMethod):
     """Matches the shape of the teacher's next-token distribution: its probabilities from the largest to the smallest.
 
     It needs no common token. The distance is in [0, 2] and does not see which token is how likely, so it is a weak
-    signal beside the cross-entropy.
+    signal beside the cross-entropy. Of a server or a cache that tells the largest probabilities alone, the others count
+    as one sum, which bounds the distance from below.
 
     Terms:
         ce: negative log-probability of the data's next token; not of tokens that the student wrote itself.
@@ -47,7 +51,7 @@ class ULD(SequenceMethod):
         average: ``token_mean`` over all compared places of the batch, or ``sequence_mean`` over sequences of theirs.
     """
 
-    needs = Needs(student={STUDENT}, teacher={DENSE_TARGET}, batch={"labels", "mask"})
+    needs = Needs(student={STUDENT}, teacher={"hidden|logits|topk"}, batch={"labels", "mask"})
     optional_entries = ENTRIES | {"on_policy"}
 
     def __init__(
@@ -72,11 +76,23 @@ class ULD(SequenceMethod):
         """Returns ``ce`` and ``uld``."""
         pair = self._paired(text_pair(batch))
         compared, partner = pair.beginnings()
-        loss = SortedLoss(partner_logits(teacher, partner), compared.shape, self.rule)
+        loss = self._loss(teacher, partner)
         values = self.position_losses(student, {"uld": loss}, compared)["uld"]
         given = on_policy_rows(batch, pair.mask)
         tokens = self.position_losses(student, {"ce": LabelLoss(pair.labels)}, given)["ce"]
         return {"ce": Term(tokens, pair.mask), "uld": self.averaged(values, compared)}
+
+    def _loss(self, teacher: Signals, partner: Tensor) -> TokenLoss:
+        if teacher.topk is None:
+            return SortedLoss(partner_logits(teacher, partner), partner.shape, self.rule)
+        if self.rule.target_temperature != 1.0:
+            raise NeedsError(
+                f"teacher_temperature = {self.rule.target_temperature}, but the teacher's largest probabilities are "
+                "those at 1 and the others are not known; set it to 1, or use a live teacher"
+            )
+        kept = teacher.topk
+        places = partner_places(partner, kept.tail.shape[-1])
+        return SortedTopLoss(kept.logprobs, kept.tail, places, SortedTopRule(self.rule.temperature))
 
     def _paired(self, pair: TextPair) -> TextPair:
         if self.alignment == "boundaries":

@@ -30,24 +30,33 @@ class RemoteTeacher:
     """Gives the truncated distributions that a server tells of a batch's text, and log-probabilities of its tokens.
 
     The server scores prompts (``completions`` with ``echo`` and ``logprobs``, as limbeck's own, vLLM and others do);
-    its tokenizer must be that of the data. What it answers is journalled before it is used, so a run that was killed
-    goes on without paying again, and so does every later run about the same text. The mass of the tokens that it does
-    not list is what their probabilities leave.
+    its tokenizer must be that of the data, or the batch holds the text in its tokens too. What it answers is journalled
+    before it is used, so a run that was killed goes on without paying again, and so does every later run about the same
+    text. The mass of the tokens that it does not list is what their probabilities leave.
 
     Args:
         client: the server.
-        tokenizer: the tokenizer of the data.
+        tokenizer: the tokenizer of the data, or the teacher's own.
         top: log-probabilities a place.
         concurrency: requests at a time.
         rows: sequences of one request.
+        own_tokens: whether batches hold the text in the teacher's own tokens as well, and it is asked about those.
 
     Raises:
         RemoteError: at the first batch: the server scores no prompts, or has another tokenizer.
     """
 
     def __init__(
-        self, client: Client, tokenizer: Tokenizer, *, top: int = 20, concurrency: int = 4, rows: int = 4
+        self,
+        client: Client,
+        tokenizer: Tokenizer,
+        *,
+        top: int = 20,
+        concurrency: int = 4,
+        rows: int = 4,
+        own_tokens: bool = False,
     ) -> None:
+        self._own_tokens = own_tokens
         self.client, self._tokenizer = client, tokenizer
         self._top, self._concurrency, self._rows = top, concurrency, rows
         self._probed: Probe | None = None
@@ -84,6 +93,9 @@ class RemoteTeacher:
             CostLimitError: the limit is reached.
         """
         self.probed()
+        if self._own_tokens:
+            read = {key: batch[f"teacher_{key}"] for key in ("inputs", "labels", "mask")}
+            return self._said(Batch(read, index=batch["index"]))
         signals = self._said(batch)
         views = {view: self._said(batch.of_view(view)) for view in batch.get("views", {})}
         return replace(signals, views=views) if views else signals
@@ -206,7 +218,7 @@ _prices = validated("remote.price", _prices_of)
 _checked = validated("remote", _remote)
 
 
-def remote_teacher(spec: Mapping[str, Any], loader: TextLoader) -> RemoteTeacher:
+def remote_teacher(spec: Mapping[str, Any], loader: TextLoader, own: Tokenizer | None = None) -> RemoteTeacher:
     """Returns the teacher that a recipe's ``remote`` names.
 
     Args:
@@ -214,9 +226,11 @@ def remote_teacher(spec: Mapping[str, Any], loader: TextLoader) -> RemoteTeacher
             ``runs/remote``), ``key_variable``, ``timeout``, ``retries``, ``wait``, ``requests_per_minute``,
             ``concurrency``, ``rows`` (sequences of one request) and ``price`` (``prompt``, ``completion``, ``limit``).
         loader: the loader of the text.
+        own: the teacher's tokenizer, where it reads other tokens than the data's.
 
     Raises:
         RecipeError: a key is unknown or out of range.
         CacheError: the journal is in use or damaged.
     """
-    return RemoteTeacher(tokenizer=loader.source.tokenizer, **_checked(**dict(spec)))
+    tokenizer = loader.source.tokenizer if own is None else own
+    return RemoteTeacher(tokenizer=tokenizer, own_tokens=own is not None, **_checked(**dict(spec)))
