@@ -26,6 +26,7 @@ CASES: dict[str, dict[str, Any]] = {
     "word_kd": {"method": {"name": "word_kd", "kd_ratio": 0.7}},
     "word_kd sequence_mean": {"method": {"name": "word_kd", "average": "sequence_mean"}},
     "distillm": {"method": {"name": "distillm"}},
+    "taid": {"method": {"name": "taid", "momentum": 0.5, "step_size": 0.2}},
     "lora": {"method": {"name": "word_kd"}, "student": {"lora": {"rank": 2}}},
     "pruned": {"method": {"name": "word_kd"}, "student": {"heads": 1, "inner": 24, "scored": "loss_increase"}},
     "on policy": {"method": {"name": "gkd"}, "transforms": ON_POLICY},

@@ -34,9 +34,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, torch
 
 
 @pytest.mark.parametrize("case", SHARED)
-def test_two_processes_train_the_student_of_one(
+def test_bug_33_two_processes_train_the_student_of_one(
     case: str, two: Path, alone: dict[str, dict[str, torch.Tensor]]
 ) -> None:
+    """Elsewhere the wrapper is bypassed, so that no gradient is exchanged and each process trains a student of its own.
+
+    The case `taid` is that of bug 45: its coefficient follows the loss of all processes.
+    """
     first, second = (load_file(two / f"{case}.{rank}.safetensors") for rank in (0, 1))
     expected = alone[case.rpartition(" ")[0]]
     assert first.keys() == second.keys() == expected.keys()
