@@ -13,6 +13,7 @@ from limbeck.methods.base import Setup, build_method
 from limbeck.methods.self_distillation.lsskd import LSSKD
 from limbeck.schedules import Progress
 from limbeck.signals import Signals, as_term
+from limbeck.students.cost import count_macs
 from methods.networks import small_student
 from methods.workbench import ROWS, SAMPLES, Bench, bench, make_batch
 
@@ -88,9 +89,11 @@ def test_nothing_of_it_is_left_in_the_student() -> None:
     labels, inputs = torch.arange(24) % 5, make_batch(24)["inputs"].float()
     student = small_student(batch_norm=True)
     names, size = list(student.state_dict()), sum(p.numel() for p in student.parameters())
+    work = count_macs(student, (3, 8, 8))
     done = distill(None, student, (inputs, labels), method="lsskd", epochs=2, batch_size=12, lr=0.01)
     assert list(done.student.state_dict()) == names
     assert sum(p.numel() for p in done.student.parameters()) == size
+    assert count_macs(done.student, (3, 8, 8)) == work
 
 
 def test_what_it_cannot_work_with_is_refused() -> None:
