@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
+from limbeck.data.text.examples import Document
 from limbeck.data.text.pretrained import locate, transformers_module
 from limbeck.errors import CheckpointError, DataError
 
@@ -186,7 +187,8 @@ def _pairs_of_novel(size: int) -> str:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator([d.text for d in persuasion(split="train").examples], trainer)
+    novel = [example.text for example in persuasion(split="train").examples if isinstance(example, Document)]
+    backend.train_from_iterator(novel, trainer)
     return str(backend.to_str())
 
 
