@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from limbeck.bench.suite import arm_of
@@ -173,8 +173,8 @@ def summarise(rows: Sequence[Row], terms: Terms | None = None) -> list[Summary]:
             method=runs[0].method,
             seeds=len(runs),
             terms=terms,
-            mean=mean(r.value(key) for r in runs),
-            spread=stdev(r.value(key) for r in runs) if len(runs) > 1 else 0.0,
+            mean=over.mean,
+            spread=over.std,
             gain=_gain(runs, arms.get(terms.first, []), terms),
             gain_over_plain=_gain(runs, arms.get(terms.last, []), terms),
             agreement=_mean(r.agreement for r in runs),
@@ -184,6 +184,7 @@ def summarise(rows: Sequence[Row], terms: Terms | None = None) -> list[Summary]:
             measures=_spreads(runs),
         )
         for arm, runs in arms.items()
+        if (over := Spread.of(r.value(key) for r in runs)) is not None
     ]
     return sorted(summaries, key=lambda s: -terms.gain(s.mean, 0.0))
 

@@ -146,9 +146,7 @@ def explain(name: str) -> Explanation:
         takes_logit_transform=issubclass(cls, LogitMethod),
         recipes=tuple(recipes_by_method().get(name, ())),
         measured=tuple(
-            _measured(name, suite, rows)
-            for suite, rows in shipped_results().items()
-            if any(r.method == name for r in rows)
+            _measured(suite, rows, own) for suite, rows in shipped_results().items() if (own := _own(name, rows))
         ),
         module=cls.__module__,
     )
@@ -239,9 +237,14 @@ def _terms(method: Method | None, doc: Docstring) -> tuple[TermFact, ...]:
     return tuple(TermFact(n, describe_weight(weights[n]) if n in weights else "", meanings.get(n, "")) for n in names)
 
 
-def _measured(name: str, suite: str, rows: list[Row]) -> Measured:
-    terms = shipped_terms(suite)
-    own = next(row for row in rows if row.method == name)
-    shown = [row for row in rows if row.method == name or row.arm in terms.baselines]
-    found = tuple(summarise(shown, terms))
-    return Measured(own.suite, own.data, own.teacher, own.student, own.epochs, own.split, found)
+def _own(name: str, rows: list[Row]) -> list[Row]:
+    """Returns the runs of a method alone, or where there is none those in which it is one of several."""
+    alone = [row for row in rows if row.method == name]
+    return alone or [row for row in rows if name in row.method.split(" + ")]
+
+
+def _measured(suite: str, rows: list[Row], own: list[Row]) -> Measured:
+    terms, first = shipped_terms(suite), own[0]
+    arms = {row.arm for row in own} | set(terms.baselines)
+    found = tuple(summarise([row for row in rows if row.arm in arms], terms))
+    return Measured(first.suite, first.data, first.teacher, first.student, first.epochs, first.split, found)

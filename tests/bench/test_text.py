@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from limbeck.errors import RecipeError
 from limbeck.recipes.load import as_plain
 from limbeck.recipes.schema import Recipe
 from limbeck.recommend import Wish, recommend
+from limbeck.report import explanation
 
 LOSS = terms_of("token_loss.loss", ("sft", "word_kd"), ["token_loss.accuracy"])
 TINY: dict[str, Any] = {"name": "llama", "layers": 1, "width": 16, "heads": 2}
@@ -163,6 +165,14 @@ def test_what_is_prepared_may_name_only_what_stands_before_it() -> None:
     backwards = {name: SUITE["prepare"][name] for name in ("aligned", "teacher")}
     with pytest.raises(RecipeError, match="teacher' names nothing that this comparison prepares before it"):
         suite(prepare=backwards).preparations()
+
+
+def test_a_method_that_was_only_run_beside_another_is_explained_by_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [replace(row("gold", s, 1.9), method="gold + sft") for s in range(3)]
+    monkeypatch.setattr(explanation, "shipped_results", lambda: {"novel": [*rows(), *both]})
+    monkeypatch.setattr(explanation, "shipped_terms", lambda suite: LOSS)
+    assert [s.arm for s in explanation.explain("gold").measured[0].summaries] == ["word_kd", "gold", "sft"]
+    assert [s.arm for s in explanation.explain("uld").measured[0].summaries] == ["word_kd", "sft", "uld"]
 
 
 def test_nothing_is_recommended_for_text() -> None:
