@@ -12,8 +12,9 @@ arrives later has other proportions, it is worked out again, at the price of one
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,6 +42,9 @@ _CHUNK_ROWS = 256
 _COMPILE_FROM = 2**24
 """Logits from which on compiling pays for itself within a few calls."""
 
+_Gradient = Callable[..., tuple[Tensor, Tensor]]
+"""Logits, targets and weights to values and the derivative of their sum, see :func:`combined_gradient`."""
+
 
 @dataclass
 class _Plan:
@@ -61,22 +65,21 @@ class _Plan:
     weights: list[float] | None
     chunk_rows: int
     compiled: bool
-    _gradient: Any = field(init=False)
-
-    def __post_init__(self) -> None:
-        rules = tuple(loss.rule for loss in self.losses)
-        if self.compiled:
-            self._gradient = compiled_gradient(rules)
-        else:
-            self._gradient = lambda *arguments: combined_gradient(rules, *arguments)
 
     def run(
-        self, states: Tensor, tensors: Parameters, weights: Tensor | None, wanted: tuple[bool, ...]
+        self,
+        states: Tensor,
+        tensors: Parameters,
+        weights: Tensor | None,
+        wanted: tuple[bool, ...],
+        silent: Sequence[bool] = (),
     ) -> tuple[Tensor, GradientSums]:
         """Returns ``[terms, N]`` values, zero at rows that do not count, and sums of the ``wanted`` gradients.
 
-        ``weights`` ``[terms, N]`` are what each value counts; without them only values are computed.
+        ``weights`` ``[terms, N]`` are what each value counts; without them only values are computed. ``silent`` says of
+        which terms all weights are zero, if that is known.
         """
+        gradient = self._gradient(tuple(silent) or (False,) * len(self.losses))
         wide = torch.promote_types(states.dtype, torch.float32)
         values = states.new_zeros(len(self.losses), len(states), dtype=wide)
         sums = self._empty(states, tensors, wanted, wide) if weights is not None else GradientSums(None)
@@ -84,8 +87,12 @@ class _Plan:
         for start in range(0, number, self.chunk_rows):
             piece = slice(start, min(start + self.chunk_rows, number))
             rows: Tensor | slice = piece if self.rows is None else self.rows[piece]
-            self._chunk(states, tensors, rows, weights, values, sums)
+            self._chunk(states, tensors, rows, weights, values, sums, gradient)
         return values, sums
+
+    def _gradient(self, silent: tuple[bool, ...]) -> _Gradient:
+        rules = tuple(loss.rule for loss in self.losses)
+        return compiled_gradient(rules, silent) if self.compiled else partial(combined_gradient, rules, silent)
 
     def _empty(self, states: Tensor, tensors: Parameters, wanted: tuple[bool, ...], wide: torch.dtype) -> GradientSums:
         """Zeros for every gradient that is asked for: of the layer in wide precision, of the states in their own."""
@@ -100,6 +107,7 @@ class _Plan:
         weights: Tensor | None,
         values: Tensor,
         sums: GradientSums,
+        gradient: _Gradient,
     ) -> None:
         chosen = states[rows]
         logits, capped = (widened(chosen), None) if self.layer is None else self.layer.logits(chosen, tensors)
@@ -108,12 +116,12 @@ class _Plan:
             scores = Scores(logits)
             values[:, rows] = torch.stack([loss.rule.values(scores, *t) for loss, t in zip(self.losses, targets)])
             return
-        values[:, rows], derivative = self._gradient(logits, targets, weights[:, rows])
-        found = derivative
+        values[:, rows], derivative = gradient(logits, targets, weights[:, rows])
+        found: Tensor | None = derivative
         if self.layer is not None:
             del logits
             found = self.layer.back(derivative, capped, chosen, tensors, sums)
-        if sums.states is not None:
+        if sums.states is not None and found is not None:
             sums.states[rows] = found.to(states.dtype)
 
 
@@ -131,7 +139,8 @@ class _TokenLosses(torch.autograd.Function):
             wide = torch.promote_types(states.dtype, torch.float32)
             announced = torch.tensor(plan.weights, device=states.device, dtype=wide)
             weights = announced.unsqueeze(-1).expand(-1, len(states))
-        values, sums = plan.run(states, parameters, weights, wanted)
+        silent = [weight == 0 for weight in plan.weights or ()]
+        values, sums = plan.run(states, parameters, weights, wanted, silent)
         if weights is not None:
             ctx.sums = sums
         return values

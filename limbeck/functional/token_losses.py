@@ -293,24 +293,30 @@ def divergence_loss(
 
 
 def combined_gradient(
-    rules: Sequence[Rule], logits: Tensor, targets: Sequence[Targets], weights: Tensor
+    rules: Sequence[Rule], silent: Sequence[bool], logits: Tensor, targets: Sequence[Targets], weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Returns ``[terms, n]`` values and the ``[n, V]`` derivative of their sum with ``weights [terms, n]``."""
+    """Returns ``[terms, n]`` values and the ``[n, V]`` derivative of their sum with ``weights [terms, n]``.
+
+    Terms that are ``silent`` weigh nothing, so that their derivative is not worked out.
+    """
     scores = Scores(logits)
-    values, total = [], None
-    for rule, target, weight in zip(rules, targets, weights):
+    values: list[Tensor] = []
+    total = None
+    for rule, quiet, target, weight in zip(rules, silent, targets, weights):
+        if quiet:
+            values.append(rule.values(scores, *target))
+            continue
         value, derivative = rule.gradient(scores, *target)
         values.append(value)
         part = derivative * weight.unsqueeze(-1)
         total = part if total is None else total + part
-    assert total is not None
-    return torch.stack(values), total
+    return torch.stack(values), torch.zeros_like(logits) if total is None else total
 
 
 @functools.lru_cache(maxsize=64)
-def compiled_gradient(rules: tuple[Rule, ...]) -> Callable[..., tuple[Tensor, Tensor]]:
+def compiled_gradient(rules: tuple[Rule, ...], silent: tuple[bool, ...]) -> Callable[..., tuple[Tensor, Tensor]]:
     """Returns :func:`combined_gradient` compiled for these rules; once for all numbers of rows and classes."""
-    return torch.compile(functools.partial(combined_gradient, rules), dynamic=True)
+    return torch.compile(functools.partial(combined_gradient, rules, silent), dynamic=True)
 
 
 def can_compile(rules: Sequence[Rule]) -> bool:

@@ -119,8 +119,10 @@ def test_chunks_do_not_move_a_half_precision_result() -> None:
 def test_other_proportions_than_announced_are_worked_out_again(gradient: str) -> None:
     case = _case()
     expected = _oracle(case)
-    wrong = _lean(case, _losses(case), weights={"ce": 5.0, "kd": 0.1}, gradient=gradient, compiled=False)
-    _close(wrong, expected, 1e-12)
+    # A weight of nothing was announced, so its derivative was left out.
+    for announced in ({"ce": 5.0, "kd": 0.1}, {"ce": 0.0, "kd": 1.0}, {"ce": 0.0, "kd": 0.0}):
+        wrong = _lean(case, _losses(case), weights=announced, gradient=gradient, compiled=False)
+        _close(wrong, expected, 1e-12)
     values = projected_token_losses(case["leaves"][0], case["head"], _losses(case), mask=case["mask"], compiled=False)
     uneven = torch.linspace(0.1, 2.0, B * T, dtype=torch.float64).view(B, T)
     found = torch.autograd.grad((values["kd"] * uneven).sum(), case["leaves"], retain_graph=True)
@@ -131,6 +133,17 @@ def test_other_proportions_than_announced_are_worked_out_again(gradient: str) ->
     for mine, repeated, other in zip(found, again, theirs):
         torch.testing.assert_close(mine, other)
         torch.testing.assert_close(repeated, other)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_term_without_weight_is_told_and_not_differentiated(compiled: bool) -> None:
+    case = _case()
+    given = (case["leaves"][0], case["head"], _losses(case))
+    quiet = projected_token_losses(*given, mask=case["mask"], weights={"ce": 0.0, "kd": 1.0}, compiled=compiled)
+    plain = projected_token_losses(*given, mask=case["mask"], gradient="backward", compiled=False)
+    torch.testing.assert_close(quiet, plain)
+    for mine, other in zip(*(torch.autograd.grad(v["kd"].mean(), case["leaves"]) for v in (quiet, plain))):
+        torch.testing.assert_close(mine, other)
 
 
 def test_a_frozen_head_gets_no_gradient_and_a_frozen_student_trains_its_adapter() -> None:
