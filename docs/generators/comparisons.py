@@ -22,7 +22,8 @@ _LARGE = 20
 _PAPERS = {
     True: "The papers trained for 100 to 240 epochs on all of CIFAR-100 or ImageNet",
     False: "The papers distilled models of 0.1 to 13 billion parameters on instructions, summaries and translations, "
-    "and judged mostly what students wrote",
+    "and judged mostly what students wrote; a held-out loss wants all that a text might say, which methods that seek "
+    "modes, by reverse KL or on the student's own words, give up on purpose",
 }
 """On what the published orderings rest: those of image classifiers, and those of language models."""
 
@@ -101,7 +102,7 @@ def _side_by_side(results: Mapping[str, Sequence[Row]]) -> str:
 
 def _units(terms: Mapping[str, Terms]) -> str:
     """Says what gains are told in: one unit for all comparisons, or that of each."""
-    units = {suite: f"{t.criterion.title.lower()} ({t.unit})" for suite, t in terms.items()}
+    units = {suite: f"{t.criterion.title.lower()}, in {t.unit}" for suite, t in terms.items()}
     if len({t.unit for t in terms.values()}) == 1:
         return next(iter(terms.values())).unit
     return "; ".join(f"`{suite}`: {unit}" for suite, unit in units.items())

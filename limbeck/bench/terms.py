@@ -77,7 +77,7 @@ class Terms:
     @property
     def unit(self) -> str:
         """What gains are told in."""
-        return "percentage points" if self._fraction else self.criterion.title.lower()
+        return "percentage points" if self._fraction else f"units of the {self.criterion.title.lower()}"
 
     @property
     def _fraction(self) -> bool:
