@@ -98,9 +98,7 @@ def check(recipe: RecipePath, overrides: Overrides = None, trust: Trust = False)
 
     data, changes = read_mapping(recipe), overrides or []
     if holds_lab(data):
-        raise RecipeError(
-            f"'{recipe}' is a lab, which makes what would be checked; limbeck run runs it"
-        )
+        raise RecipeError(f"'{recipe}' is a lab, which makes what would be checked; limbeck run runs it")
     recipes = arms_to_check(data, changes, name=recipe) if holds_arms(data) else {"": load_recipe(recipe, changes)}
     wrong = False
     for arm, single in recipes.items():
