@@ -81,6 +81,7 @@ EXAMPLES = {
     ),
     "focal_cross_entropy": Example([(B, C)], lambda: (torch.arange(B) % C,), constants=(), logits=True),
     "probability_error": Example([(B, C)], lambda: (torch.arange(B) % C,), constants=(), logits=True),
+    "preference_loss": Example([(B,)], constants=()),
     "probabilistic_transfer": Example([(B, 4), (B, 7)]),
     "relational_angle": Example([(B, 4), (B, 7)]),
     "relational_distance": Example([(B, 4), (B, 7)]),
