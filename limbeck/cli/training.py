@@ -127,7 +127,10 @@ def cache(
         typer.Option(help="`fp32`, `fp16`, or `topk` with an exact tail; for text also `sampled` and `hidden`."),
     ] = "fp16",
     k: Annotated[int, typer.Option(help="Classes kept by `topk`.", min=1)] = 10,
-    draws: Annotated[int, typer.Option(help="Tokens drawn by `sampled`.", min=1)] = 50,
+    draws: Annotated[int, typer.Option(help="Tokens drawn by `sampled`.", min=1)] = 40,
+    independent: Annotated[
+        bool, typer.Option("--independent", help="`sampled` draws each token by itself, as published, not by a comb.")
+    ] = False,
     trust: Trust = False,
 ) -> None:
     """Write the teacher's outputs for a recipe, so that students train without the teacher in memory.
@@ -146,6 +149,7 @@ def cache(
             codec=codec,
             k=k,
             draws=draws,
+            independent=independent,
             trust=trust,
             progress=bar.update,
         )

@@ -30,7 +30,8 @@ class CacheSpec(BaseModel):
     role: str = Field("teacher", description="the role of the shared recipe that is cached")
     codec: str = Field("topk", description="as for `limbeck cache`")
     k: Count = Field(32, description="tokens kept by `topk`")
-    draws: Count = Field(50, description="tokens drawn by `sampled`")
+    draws: Count = Field(40, description="tokens drawn by `sampled`")
+    independent: bool = Field(False, description="whether `sampled` draws each token by itself, as published")
 
 
 class Arms(BaseModel):
@@ -140,6 +141,7 @@ def _write(arms: Arms, name: str, spec: CacheSpec, folder: Path, trust: bool) ->
         codec=spec.codec,
         k=spec.k,
         draws=spec.draws,
+        independent=spec.independent,
         role=spec.role,
         trust=trust,
     )

@@ -35,7 +35,8 @@ def cache_recipe(
     epochs: int | None = None,
     codec: str = "fp16",
     k: int = 10,
-    draws: int = 50,
+    draws: int = 40,
+    independent: bool = False,
     role: str = "teacher",
     trust: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -52,6 +53,7 @@ def cache_recipe(
         codec: ``fp32``, ``fp16`` or ``topk``; for text also ``hidden`` and ``sampled``.
         k: classes kept by ``topk``.
         draws: tokens drawn by ``sampled``.
+        independent: whether ``sampled`` draws each token by itself, as published with 50 draws, and not by a comb.
         role: the role to cache.
         trust: allow models that run the code they name.
         progress: called with the rows that are done and the rows in all.
@@ -70,7 +72,9 @@ def cache_recipe(
     if reads_text(spec):
         from limbeck.recipes.language import cache_text
 
-        return cache_text(loaded, spec, role, out, codec, k=k, draws=draws, trust=trust, progress=progress)
+        drawn = {"draws": draws, "independent": independent, "seed": loaded.seed}
+        known: dict[str, dict[str, Any]] = {"topk": {"k": k}, "sampled": drawn}
+        return cache_text(loaded, spec, role, out, codec, known.get(codec, {}), trust=trust, progress=progress)
     if codec not in _CODECS:
         raise RecipeError(f"unknown codec '{codec}'. {suggest(codec, _CODECS)}")
     teacher, loader, extras = _cached_role(loaded, spec, role, trust=trust)

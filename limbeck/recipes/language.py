@@ -262,13 +262,14 @@ def cache_text(
     role: str,
     out: Path,
     codec: str,
+    options: Mapping[str, Any],
     *,
-    k: int,
-    draws: int,
     trust: bool,
     progress: Callable[[int, int], None] | None,
 ) -> str:
     """Writes what a role says about every token of the training text that counts; see :mod:`limbeck.recipes.cache`.
+
+    ``options`` are parameters of the codec.
 
     Raises:
         RecipeError: the recipe has no such role, or it is trained, or the codec is unknown.
@@ -291,9 +292,9 @@ def cache_text(
         role, made.model, task, wanted=frozenset({"hidden|logits"}),
         autocast=torch.bfloat16 if precision == "bf16" else None,
     )  # fmt: skip
-    options = {**_CODECS[codec], **{"topk": {"k": k}, "sampled": {"draws": draws, "seed": recipe.seed}}.get(codec, {})}
+    packed = {**_CODECS[codec], **options}
     write_sequences(
-        out, source=data.train, teacher=teacher, codec=options, batch_size=spec.train.batch_size,  # type: ignore[arg-type]
+        out, source=data.train, teacher=teacher, codec=packed, batch_size=spec.train.batch_size,  # type: ignore[arg-type]
         precision=precision, progress=progress,
     )  # fmt: skip
     return describe_sequences(out)

@@ -12,7 +12,7 @@ from docs.blocks import call
 from language.corpus import tiny, tokenizer
 from limbeck.cli import main
 from limbeck.errors import CacheError, RecipeError
-from limbeck.recipes.arms import run_arms
+from limbeck.recipes.arms import arms_to_check, run_arms
 from limbeck.recipes.build import build_stage
 from limbeck.recipes.cache import cache_recipe
 from limbeck.recipes.check import check_recipe
@@ -135,7 +135,7 @@ def test_arms_share_caches_and_end_in_a_page_with_what_everybody_writes(tmp_path
     data = {
         "about": "tiny",
         "seeds": [0, 1],
-        "caches": {"drawn": {"codec": "sampled", "draws": 20}},
+        "caches": {"drawn": {"codec": "sampled", "draws": 20, "independent": True}},
         "shared": recipe(roles=roles),
         "arms": {
             "sft": {"method": "sft"},
@@ -147,6 +147,8 @@ def test_arms_share_caches_and_end_in_a_page_with_what_everybody_writes(tmp_path
     finished = run_arms(data, overrides, name="tiny", out=tmp_path / "all")
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "all").rglob("results.json")}
     assert len(times) == 6
+    header = json.loads((tmp_path / "all" / "caches" / "drawn" / "cache.json").read_text())
+    assert header["codec"] == {"name": "sampled", "draws": 20, "independent": True, "seed": 0, "temperature": 1.0}
     again = run_arms(data, overrides, name="tiny", out=tmp_path / "all")
     assert {p: p.stat().st_mtime_ns for p in times} == times
     assert again.seconds == finished.seconds
@@ -206,6 +208,7 @@ def test_the_quickstart_is_a_comparison_whose_arms_are_recipes():
         loaded = load_recipe(laid_over(data["shared"], arm))
         assert loaded.stages[0].task == "causal-lm"
     assert yaml.safe_dump(data)
+    assert set(arms_to_check(data, name="quickstart")) == set(data["arms"])
 
 
 def test_weights_of_a_copy_are_loaded_into_it(tmp_path, roles):
