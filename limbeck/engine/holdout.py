@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
-from limbeck.engine import distributed
-from limbeck.engine.settings import TrainSettings
-from limbeck.errors import NeedsError, RecipeError
+from limbeck.errors import NeedsError
 from limbeck.methods.base import Method
 from limbeck.modes import evaluation_mode
 from limbeck.signals import Batch, Signals
@@ -42,25 +40,6 @@ class HoldOut:
         for batch in self._loader.epoch(0):
             with evaluation_mode(*(getattr(observers[role], "model", None) for role in learners)):
                 yield batch, {role: observers[role](batch).detach() for role in learners}
-
-
-def check_second_order(method: Method, settings: TrainSettings) -> None:
-    """Refuses to compile or shard a learner through whose step a method differentiates.
-
-    Raises:
-        RecipeError: names the setting.
-    """
-    if not method.second_order:
-        return
-    for setting, chosen in (
-        ("compile", settings.compile),
-        ("sharding", settings.sharding == "fsdp" and distributed.world_size() > 1),
-    ):
-        if chosen:
-            raise RecipeError(
-                f"{type(method).__name__} differentiates through a step of the student, which compiled and sharded "
-                f"models do not allow; remove train.{setting}"
-            )
 
 
 def holdout_for(method: Method, loader: _Loader | None) -> HoldOut | None:

@@ -10,14 +10,41 @@ import torch
 from torch import nn
 
 from limbeck.anatomy import TAP_GROUPS, anatomy_of
+from limbeck.engine import distributed
 from limbeck.engine.combine import check_weights
-from limbeck.errors import LimbeckError, NeedsError, suggest
+from limbeck.engine.settings import TrainSettings
+from limbeck.errors import LimbeckError, NeedsError, RecipeError, suggest
 from limbeck.methods.base import Method, Setup
 from limbeck.modes import evaluation_mode
 from limbeck.schedules import Weight
 from limbeck.signals import Batch, Signals
 from limbeck.taps import resolve
 from limbeck.transforms.base import transforms
+
+
+def check_settings(method: Method, settings: TrainSettings) -> None:
+    """Refuses settings and processes in which a method would not compute what it says.
+
+    Raises:
+        RecipeError: names the setting.
+    """
+    name, processes = type(method).__name__, distributed.world_size()
+    if settings.micro_batches > 1 and method.batch_coupled:
+        raise RecipeError(
+            f"the loss of {name} couples the samples of a batch, so micro-batches would change it; set "
+            "train.micro_batches to 1"
+        )
+    if method.one_process and processes > 1:
+        raise RecipeError(
+            f"{name} with these hyperparameters runs in one process, but there are {processes}; start it without "
+            "torchrun"
+        )
+    chosen = {"compile": settings.compile, "sharding": settings.sharding == "fsdp" and processes > 1}
+    for setting in (setting for setting, on in chosen.items() if on and method.second_order):
+        raise RecipeError(
+            f"{name} differentiates through a step of the student, which compiled and sharded models do not allow; "
+            f"remove train.{setting}"
+        )
 
 
 def tap_groups(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from limbeck.engine.preflight import tap_groups
-from limbeck.errors import NeedsError, suggest
+from limbeck.errors import NeedsError, RecipeError, suggest
 from limbeck.methods.base import Method
 from limbeck.signals import Batch, Signals
 from limbeck.tasks.base import Task
@@ -47,6 +48,30 @@ class Role:
     taps: Mapping[str, Sequence[str]] | None = None
     precision: str | None = None
     task: Task | None = None
+
+
+def learners_of(method: Method, roles: Mapping[str, Role]) -> dict[str, nn.Module]:
+    """Returns the models that a method trains, by role.
+
+    Raises:
+        RecipeError: a role that it trains has no model.
+    """
+    models = {name: roles[name].model if name in roles else None for name in method.learners}
+    for name, model in models.items():
+        if model is None:
+            raise RecipeError(f"the method trains the role '{name}', which needs a model")
+    return {name: model for name, model in models.items() if model is not None}
+
+
+@contextmanager
+def standing_in(observers: Mapping[str, Observe], models: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Lets whole copies write in place of models of which this process holds a part alone."""
+    with ExitStack() as stack:
+        for role, model in models.items():
+            observer = observers[role]
+            assert isinstance(observer, Observer)
+            stack.enter_context(observer.standing_in(model))
+        yield
 
 
 def make_observers(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -14,12 +14,12 @@ from limbeck import streams
 from limbeck.engine import distributed, sharding, stage_checkpoint
 from limbeck.engine.epoch_metrics import EpochMetrics
 from limbeck.engine.gradients import Gradients
-from limbeck.engine.holdout import check_second_order, holdout_for
+from limbeck.engine.holdout import holdout_for
 from limbeck.engine.interruption import Interrupted, StopRequest
 from limbeck.engine.optimization import build_optimizer, learning_rate, player_settings
-from limbeck.engine.preflight import dry_run, fit
+from limbeck.engine.preflight import check_settings, dry_run, fit
 from limbeck.engine.reporter import Reporter
-from limbeck.engine.roles import Role, make_observers
+from limbeck.engine.roles import Role, learners_of, make_observers, standing_in
 from limbeck.engine.run_folder import RunFolder
 from limbeck.engine.settings import TrainSettings
 from limbeck.engine.step import Step, Transform, apply_transforms
@@ -31,6 +31,7 @@ from limbeck.schedules import Progress
 from limbeck.signals import Batch, Signals, Terms
 from limbeck.tasks.base import Task
 from limbeck.teachers.provider import Observer
+from limbeck.transforms.base import ModelTransform
 
 
 class BatchLoader(Protocol):
@@ -92,30 +93,15 @@ class Stage:
     ) -> None:
         if loader.steps_per_epoch < 1:
             raise DataError("the training data gives no batch; check the data set and train.batch_size")
-        if settings.micro_batches > 1 and method.batch_coupled:
-            raise RecipeError(
-                f"the loss of {type(method).__name__} couples the samples of a batch, so micro-batches would change "
-                "it; set train.micro_batches to 1"
-            )
-        if method.one_process and distributed.world_size() > 1:
-            raise RecipeError(
-                f"{type(method).__name__} with these hyperparameters runs in one process, but there are "
-                f"{distributed.world_size()}; start it without torchrun"
-            )
+        check_settings(method, settings)
         self.method, self.task, self.loader, self.settings = method, task, loader, settings
         self.name, self.seed, self.step = name, seed, 0
         self._blueprint: sharding.Blueprint | None = None
-        check_second_order(method, settings)
         self._holdout = holdout_for(method, holdout)
         self._transforms, self._evaluate = tuple(transforms), evaluate
         self._folder = folder if distributed.rank() == 0 else None
         self._reporter = reporter if reporter is not None and distributed.rank() == 0 else Reporter()
-        self.learners: dict[str, nn.Module] = {}
-        for role in method.learners:
-            model = roles[role].model if role in roles else None
-            if model is None:
-                raise RecipeError(f"the method trains the role '{role}', which needs a model")
-            self.learners[role] = model
+        self.learners = learners_of(method, roles)
         # FSDP2 takes only parameters in the usual memory format.
         sharded = settings.sharding == "fsdp" and distributed.world_size() > 1
         self.observers = make_observers(
@@ -194,16 +180,13 @@ class Stage:
 
         All processes make it at once. What each then writes exchanges nothing, so sequences may be of any length.
         """
-        writers = {role for t in self._transforms for role in getattr(t, "runs", ())} & set(self.learners)
+        transforms = [t for t in self._transforms if isinstance(t, ModelTransform)]
+        writers = {role for t in transforms for role in t.writers()} & set(self.learners)
         if self._blueprint is None or not writers:
             yield
             return
         _, learners = self._whole()
-        with ExitStack() as stack:
-            for role in writers:
-                observer = self.observers[role]
-                assert isinstance(observer, Observer)
-                stack.enter_context(observer.standing_in(learners[role]))
+        with standing_in(self.observers, {role: learners[role] for role in writers}):
             yield
 
     def _refresh(self) -> None:

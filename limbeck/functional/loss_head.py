@@ -196,13 +196,16 @@ def _plan(
     if compiled is None:
         compiled = number * classes >= _COMPILE_FROM
     use = compiled and can_compile([loss.rule for loss in chosen])
-    chunk_rows = max((chunk_bytes or CHUNK_BYTES) // (classes * itemsize), 1)
-    if layer is not None and chunk_bytes is None:
-        chunk_rows = max(chunk_rows, _CHUNK_ROWS)
+    size = chunk_rows(classes * itemsize, chunk_bytes, least=1 if layer is None else _CHUNK_ROWS)
     if use and layer is None:
-        chunk_rows = max(number, 1)  # the compiled arithmetic makes nothing but the gradient
+        size = max(number, 1)  # the compiled arithmetic makes nothing but the gradient
     scale = dict.fromkeys(losses, 1.0) if weights is None else weights
-    return _Plan(chosen, layer, rows, [float(scale[n]) for n in losses] if announced else None, chunk_rows, use)
+    return _Plan(chosen, layer, rows, [float(scale[n]) for n in losses] if announced else None, size, use)
+
+
+def chunk_rows(row_bytes: int, chunk_bytes: int | None = None, *, least: int = 1) -> int:
+    """Returns how many rows a chunk has: what its bytes hold, and ``least`` where nobody said how many bytes."""
+    return max(CHUNK_BYTES // row_bytes, least) if chunk_bytes is None else max(chunk_bytes // row_bytes, 1)
 
 
 def projected_token_losses(

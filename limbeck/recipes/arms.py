@@ -95,7 +95,11 @@ def run_arms(
     """
     arms = validated_model(Arms, with_overrides(data, overrides), f"comparison '{name}'")
     folder = default_folder(name, arms.model_dump(mode="json")) if out is None else Path(out)
-    recipes = {(label, seed): _recipe(arms, label, seed, folder) for seed in arms.seeds for label in arms.arms}
+    recipes = {
+        (label, seed): _recipe(arms, label, _with_caches(own, arms, folder), seed)
+        for seed in arms.seeds
+        for label, own in arms.arms.items()
+    }
     seconds = _Clock(folder / "seconds.json")
     for cache, spec in arms.caches.items():
         with seconds.measuring(f"cache {cache}", _cache_path(folder, cache) / "cache.json"):
@@ -121,11 +125,12 @@ def arms_to_check(data: Mapping[str, Any], overrides: Sequence[str] = (), *, nam
     live = {f"{_HERE}{cache}": arms.shared.get("roles", {}).get(spec.role) for cache, spec in arms.caches.items()}
     found = {}
     for label, own in arms.arms.items():
-        roles = own.get("roles", {})
-        made_of = {role: live.get(str(given.get("cache")), given) if isinstance(given, dict) else given
-                   for role, given in roles.items()}  # fmt: skip
-        uncached = {**own, "roles": made_of} if roles else own
-        found[label] = _recipe(arms.model_copy(update={"arms": {label: uncached}}), label, arms.seeds[0], Path())
+        roles = {
+            role: live.get(str(given.get("cache")), given) if isinstance(given, dict) else given
+            for role, given in own.get("roles", {}).items()
+        }
+        sections = {**own, "roles": roles} if roles else own
+        found[label] = _recipe(arms, label, _with_caches(sections, arms, Path()), arms.seeds[0])
     return found
 
 
@@ -147,8 +152,7 @@ def _write(arms: Arms, name: str, spec: CacheSpec, folder: Path, trust: bool) ->
     )
 
 
-def _recipe(arms: Arms, label: str, seed: int, folder: Path) -> Recipe:
-    own = _with_caches(arms.arms[label], arms, folder)
+def _recipe(arms: Arms, label: str, own: Mapping[str, Any], seed: int) -> Recipe:
     try:
         recipe = load_recipe({**laid_over(arms.shared, own), "seed": seed})
     except RecipeError as error:

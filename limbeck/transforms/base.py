@@ -83,6 +83,13 @@ class ModelTransform(Transform):
             )
         self.observers = {role: observers[role] for role in self.runs}
 
+    def writers(self) -> tuple[str, ...]:
+        """Roles that may write text for the batch that comes, token by token; the same in every process.
+
+        Each process writes on its own, so a sharded model is made whole for it.
+        """
+        return ()
+
     def state_dict(self) -> dict[str, Any]:
         """Returns what it has learnt, as tensors and plain data."""
         return {}

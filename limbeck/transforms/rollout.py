@@ -171,6 +171,14 @@ class Rollout(ModelTransform):
         if self.rewards is not None:
             self.rewards.bind(getattr(loader, "source", None))
 
+    def writers(self) -> tuple[str, ...]:
+        """Roles that may write now: none where the draw of the batch, or what an earlier step wrote, forgoes it."""
+        if self.training and self.every > 1:
+            return () if self.progress.step in self._pending else self.runs
+        if self.training and self.unit == "batch" and self.sources.origins([0], 0, self.progress) != ["generate"]:
+            return ()
+        return self.runs
+
     def __call__(self, batch: Batch) -> Batch:
         """Returns the batch with completions that were written.
 

@@ -120,7 +120,7 @@ def test_chunks_do_not_change_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     batch, student, teacher = _same_text()
     gold = _built("gold", batch, student, teacher)
     whole = as_term(gold(batch, student, teacher)["shared"]).mean()
-    monkeypatch.setattr("limbeck.methods.sequence.gold.CHUNK_BYTES", 5000)
+    monkeypatch.setattr("limbeck.functional.loss_head.CHUNK_BYTES", 5000)
     torch.testing.assert_close(as_term(gold(batch, student, teacher)["shared"]).mean(), whole)
 
 

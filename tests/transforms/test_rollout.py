@@ -247,6 +247,30 @@ def test_writing_ahead_writes_the_same_at_once() -> None:
         forward.remove()
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"probability": 0.5}, {"probability": 0.5, "every": 3}, {"policy": "data"}, {"policy": "teacher"}]
+)
+def test_a_role_is_announced_as_writer_where_it_is_run_and_in_no_other_batch(options: dict[str, Any]) -> None:
+    text = loader(2)
+    made = rollout(text, max_new_tokens=1, **options)
+    run: set[str] = set()
+    hooks = [m.register_forward_pre_hook(lambda *_, role=role: run.add(role)) for role, m in MODELS.items()]
+    announced = []
+    try:
+        for step in range(16):
+            made.at(Progress(step, 4, 4), training=True)
+            announced.append(set(made.writers()))
+            run.clear()
+            made(list(text.epoch(step // 4))[step % 4])
+            assert run <= announced[-1]
+            # Of the batches seen ahead none may have been to be written.
+            assert run == announced[-1] or "every" in options
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert (set() in announced) == ("probability" in options or options.get("policy") == "data")
+
+
 def test_a_dry_run_leaves_no_trace() -> None:
     text = loader()
     made = rollout(text, training=False, replay={"size": 8}, probability=0.0)

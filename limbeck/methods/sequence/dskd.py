@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.errors import NeedsError
 from limbeck.functional.divergence_registry import divergence as divergence_of
-from limbeck.functional.loss_head import CHUNK_BYTES, projected_token_losses
+from limbeck.functional.loss_head import chunk_rows, projected_token_losses
 from limbeck.functional.output_layer import project as logits_of_states
 from limbeck.functional.reduction import widened
 from limbeck.functional.token_losses import DivergenceLoss, DivergenceRule, LabelLoss, rows_of
@@ -211,7 +211,7 @@ def likeliest(states: Tensor, head: Head, mask: Tensor) -> Tensor:
     """Returns the likeliest tokens ``[B, T]`` of hidden states where ``mask`` is true, -1 elsewhere."""
     rows = mask.reshape(-1).nonzero().squeeze(-1)
     found = torch.full((mask.numel(),), -1, dtype=torch.long, device=mask.device)
-    for part in rows.split(max(CHUNK_BYTES // (4 * head.classes), 1)):
+    for part in rows.split(chunk_rows(4 * head.classes)):
         found[part] = logits_of_states(rows_of(states, part), head).argmax(-1)
     return found.reshape(mask.shape)
 

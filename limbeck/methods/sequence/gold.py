@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from limbeck.errors import NeedsError
 from limbeck.functional.divergence_registry import divergence
-from limbeck.functional.loss_head import CHUNK_BYTES
+from limbeck.functional.loss_head import chunk_rows
 from limbeck.functional.reduction import widened
 from limbeck.functional.shared_vocabulary import SharedTokens, hybrid_losses, shared_tokens
 from limbeck.functional.spans import span_sums
@@ -188,6 +188,6 @@ class _Spans:
 
 def _chunks(rows: Tensor, row_bytes: int) -> tuple[list[slice], list[Tensor]]:
     """Cuts rows so that a chunk's logits are of the usual size; at least one chunk, which may be empty."""
-    size = max(CHUNK_BYTES // row_bytes, 1)
+    size = chunk_rows(row_bytes)
     places = [slice(start, start + size) for start in range(0, max(len(rows), 1), size)]
     return places, [rows[place] for place in places]
