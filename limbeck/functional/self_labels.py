@@ -26,24 +26,59 @@ def target_values(labels: Tensor, num_classes: int) -> Tensor:
     """
     if not labels.is_floating_point():
         return torch.nn.functional.one_hot(labels, num_classes).to(torch.float32)
-    top = labels.detach().topk(min(2, num_classes), dim=-1)
-    return torch.zeros_like(labels).scatter(-1, top.indices, top.values.clamp(min=0))
+    values, classes = _two_largest(labels.detach())
+    return torch.zeros_like(labels).scatter(-1, classes, values.clamp(min=0))
+
+
+def left_out_classes(labels: Tensor, num_classes: int) -> Tensor:
+    """Returns 1 at the classes that the authors' code leaves out of the ranking's distribution, 0 at others.
+
+    Of class probabilities it always leaves out two, even where one of them has no mass: then the first of the classes
+    without mass goes as well, which :func:`target_values` keeps.
+
+    Args:
+        labels: ``[B]`` integer classes, or ``[B, C]`` class probabilities.
+        num_classes: number of classes ``C``.
+
+    Returns:
+        ``[B, C]`` in float32 or better.
+
+    Example:
+        >>> left_out_classes(torch.tensor([[0.0, 1.0, 0.0]]), 3)
+        tensor([[1., 1., 0.]])
+    """
+    if not labels.is_floating_point():
+        return target_values(labels, num_classes)
+    return torch.zeros_like(labels).scatter(-1, _two_largest(labels.detach())[1], 1.0)
+
+
+def _two_largest(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the two largest of each row and their places; of equal ones the first places."""
+    ordered = values.sort(dim=-1, descending=True, stable=True)
+    return ordered.values[..., :2], ordered.indices[..., :2]
 
 
 @full_precision
 def self_target_loss(
-    student_logits: Tensor, targets: Tensor, *, mask: Tensor | None = None, reduction: Reduction = "mean"
+    student_logits: Tensor,
+    targets: Tensor,
+    *,
+    released_code: bool = False,
+    mask: Tensor | None = None,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Cross-entropy of the target classes, weighted by the student's squared confidence against that of the batch.
 
     .. math:: L = -\sum_{c} P_c \log p_c, \qquad P_c = v_c + p_c^2 - \overline{p_c^2} \quad \text{where } v_c > 0
 
-    The first targets of all rows share one mean of squared confidences, the second ones another, so that the weights
-    of a batch of integer labels average to 1. No gradient flows through the weights.
+    The first targets of all rows share one mean of squared confidences, the second ones of the rows that have one
+    another, so that the weights of a batch of integer labels average to 1. No gradient flows through the weights.
 
     Args:
         student_logits: ``[B, C]``.
         targets: ``[B, C]`` values :math:`v` of the target classes, as :func:`target_values` gives them.
+        released_code: whether the second mean is over all rows, as in the authors' code: a row with one target then
+            adds the first of its other classes to it.
         mask: ``[B]`` true where a sample counts.
         reduction: see :func:`limbeck.functional.reduction.reduce`.
 
@@ -63,11 +98,14 @@ def self_target_loss(
     """
     check_same_shape(student_logits, targets, "student logits and target values")
     log_p = torch.log_softmax(neutralised(student_logits, mask), -1)
-    values, classes = neutralised(targets, mask).topk(min(2, targets.shape[-1]), dim=-1)
+    values, classes = _two_largest(neutralised(targets, mask))
     log_p = log_p.gather(-1, classes)
     chosen, squares = values > 0, log_p.detach().exp().square()
     zero = squares.new_zeros(())
-    mean = torch.where(chosen, squares, zero).sum(0) / chosen.sum(0).clamp(min=1)
+    counted = chosen
+    if released_code:
+        counted = torch.ones_like(chosen) if mask is None else mask.bool().unsqueeze(-1).expand_as(chosen)
+    mean = torch.where(counted, squares, zero).sum(0) / counted.sum(0).clamp(min=1)
     weights = torch.where(chosen, values + squares - mean, zero)
     return reduce(-(weights * torch.where(chosen, log_p, zero)).sum(-1), reduction, mask=mask)
 

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.functional.self_labels import nontarget_cross_entropy, self_target_loss, target_values, zipf_labels
+from limbeck.functional.self_labels import (
+    left_out_classes,
+    nontarget_cross_entropy,
+    self_target_loss,
+    target_values,
+    zipf_labels,
+)
+from limbeck.methods.base import Setup, build_method
+from limbeck.signals import Batch, Signals, as_term
 
 
 def _case(rows: int = 8, classes: int = 6) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,6 +55,51 @@ def test_soft_labels_that_hold_one_class_are_that_class() -> None:
     loss = [self_target_loss(student, target_values(y, 6).double()) for y in (soft, labels)]
     assert torch.equal(*loss)
     assert torch.equal(*(zipf_labels(student, weak, target_values(y, 6).double()) for y in (soft, labels)))
+
+
+def test_rows_with_one_target_do_not_count_in_the_mean_of_second_targets() -> None:
+    student, _, _ = _case()
+    labels = _mixed()
+    labels[:3] = labels[:3].round()
+    values, classes = labels[3:].topk(2, 1)
+    p = torch.softmax(student, 1)
+    second = p[3:].gather(1, classes[:, 1:]).square()
+    weights = (values[:, 1:] + second - second.mean(0)).detach()
+    every = self_target_loss(student, target_values(labels, 6), reduction="none")
+    first = self_target_loss(student, target_values(labels.argmax(1), 6).double(), reduction="none")
+    less = labels.amax(1) - 1  # what mixing takes off the weight of the first target
+    expected = -(less * p.gather(1, labels.argmax(1)[:, None])[:, 0].log())
+    expected[3:] -= (weights * p[3:].gather(1, classes[:, 1:]).log())[:, 0]
+    torch.testing.assert_close(every - first, expected)
+
+
+def test_the_released_code_always_takes_two_classes_of_mixed_labels() -> None:
+    """Step by step as the paper's repository has it, with rows that hold one class."""
+    student, weak, _ = _case()
+    labels = _mixed()
+    labels[:3] = labels[:3].round()
+    value, label = (t[:, :2] for t in labels.sort(dim=1, descending=True, stable=True))
+    p, log_p, w = torch.softmax(student, 1), torch.log_softmax(student, 1), torch.softmax(weak, 1)
+    own = p.gather(1, label).square()
+    weights = torch.where(value == 0, 0.0, own + value - own.mean(0)).detach()
+    target = -(weights * log_p.gather(1, label)).sum(1)
+    score = w / (1 - w.gather(1, label).sum(1, True)) + log_p / (1 - log_p.gather(1, label).sum(1, True))
+    zipf = (1.0 / torch.arange(1, 7)).double().expand(8, -1).gather(1, score.argsort(descending=True).argsort())
+    kept = torch.ones_like(p).scatter(1, label, 0.0).bool()
+    rest = zipf[kept].view(8, 4)
+    nontarget = -(rest / rest.sum(1, True) * torch.log_softmax(student[kept].view(8, 4), 1)).sum(1)
+
+    method = build_method("uskd", released_code=True)
+    said = Signals(logits=student, features={"stages": (weak, weak)})
+    method.build(Setup(signals={"student": said.detach()}, models={}))
+    head = method.double().get_submodule("weak")
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(6))
+        head.bias.zero_()
+    terms = method(Batch(index=torch.arange(8), labels=labels), student=said)
+    torch.testing.assert_close(as_term(terms["target"]).values, target)
+    torch.testing.assert_close(as_term(terms["nontarget"]).values, nontarget)
+    assert torch.equal(left_out_classes(labels.argmax(1), 6), target_values(labels.argmax(1), 6))
 
 
 @pytest.mark.parametrize("released_code", [False, True])

@@ -12,10 +12,11 @@ from goldens.logit import label_sets, suffixed
 from goldens.replay import Case, gradients, replays
 from limbeck.engine.alignment import Alignment
 from limbeck.functional.head_mixture import mixed_log_probabilities
-from limbeck.functional.self_labels import target_values, zipf_labels
+from limbeck.functional.self_labels import zipf_labels
 from limbeck.functional.subclasses import SubclassProjections, class_log_probabilities, subclass_log_targets
 from limbeck.methods.base import Method, Passes, build_method
 from limbeck.methods.logit.dho import DHO
+from limbeck.methods.self_distillation.uskd import USKD
 from limbeck.schedules import Progress
 from limbeck.signals import UNLABELLED, Signals, Terms, as_term
 
@@ -97,11 +98,12 @@ def uskd(case: Case) -> dict[str, Tensor]:
                 released_code=released, eps=1e-6,
             )  # fmt: skip
             built(method, {"student": said})
+            assert isinstance(method, USKD)
             weak = case.load_into(method, {f"fc.{p}": f"weak.{p}" for p in ("weight", "bias")})
             terms = method(batch_of(labels), student=said)
             loss = total(method, terms, ("target", "nontarget", "weak"))
-            targets = target_values(labels, student.shape[1]).double()
-            zipf = zipf_labels(student, method.get_submodule("weak")(middle), targets, eps=1e-6, released_code=released)
+            left_out = method.left_out(labels, student.shape[1]).double()
+            zipf = zipf_labels(student, method.weak(middle), left_out, eps=1e-6, released_code=released)
             found = {
                 f"out.loss{rank}": loss,
                 f"out.nontarget_soft_labels{rank}": zipf,
@@ -109,6 +111,8 @@ def uskd(case: Case) -> dict[str, Tensor]:
                 **gradients(loss, {**leaves, **weak}, rank and f"_{rank}"),
             }
             results |= suffixed(found, suffix)
+            if rank and suffix:  # a file may have both ends of a name in either order
+                results |= {f"{name.removesuffix(rank)}{suffix}{rank}": value for name, value in found.items()}
     return results
 
 

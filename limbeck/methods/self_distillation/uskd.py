@@ -8,7 +8,13 @@ from torch import Tensor, nn
 from limbeck import streams
 from limbeck.errors import NeedsError
 from limbeck.functional.classification import cross_entropy
-from limbeck.functional.self_labels import nontarget_cross_entropy, self_target_loss, target_values, zipf_labels
+from limbeck.functional.self_labels import (
+    left_out_classes,
+    nontarget_cross_entropy,
+    self_target_loss,
+    target_values,
+    zipf_labels,
+)
 from limbeck.hyperparameters import Fraction, NonNegative
 from limbeck.methods.base import Method, Needs, Setup, register
 from limbeck.methods.projectors import project
@@ -40,16 +46,16 @@ class USKD(Method):
         weak: cross-entropy of the weak classifier with smoothed labels.
 
     Deviations: the ranking follows the paper; in the authors' code the student's part of it is a ratio of
-    log-probabilities, which ``released_code`` repeats (accuracies do not differ). Their 1e-6 in its denominators, here
-    ``eps``, is not needed. For mixed labels that hold one class only, their code also leaves out an arbitrary second
-    one.
+    log-probabilities (accuracies do not differ). For mixed labels that hold one class only, their code also takes a
+    second, arbitrary one out of the ranking's distribution and into the mean confidence of second targets.
+    ``released_code`` repeats both. Their 1e-6 in the denominators of the ranking, here ``eps``, is not needed.
 
     Args:
         alpha: weight of ``target``: 1 for ImageNet, 0.1 for CIFAR-100.
         beta: weight of ``nontarget``.
         mu: weight of ``weak``: 0.005 for ImageNet, 0.1 for CIFAR-100.
         smoothing: part of the mass of the weak classifier's labels that is spread over all classes.
-        released_code: whether to rank as the authors' code does.
+        released_code: whether to rank, and to treat mixed labels of one class, as the authors' code does.
         eps: added to the denominators of the ranking.
     """
 
@@ -92,13 +98,18 @@ class USKD(Method):
         labels = batch["labels"]
         weak = project(self.weak, _middle(student))
         targets = target_values(labels, student.logits.shape[1])
-        zipf = zipf_labels(student.logits, weak, targets, eps=self.eps, released_code=self.released_code)
+        left_out = self.left_out(labels, student.logits.shape[1])
+        zipf = zipf_labels(student.logits, weak, left_out, eps=self.eps, released_code=self.released_code)
         return {
             "ce": cross_entropy(student.logits, labels, reduction="none"),
-            "target": self_target_loss(student.logits, targets, reduction="none"),
-            "nontarget": nontarget_cross_entropy(student.logits, zipf, targets, reduction="none"),
+            "target": self_target_loss(student.logits, targets, released_code=self.released_code, reduction="none"),
+            "nontarget": nontarget_cross_entropy(student.logits, zipf, left_out, reduction="none"),
             "weak": cross_entropy(weak, labels, label_smoothing=self.smoothing, reduction="none"),
         }
+
+    def left_out(self, labels: Tensor, num_classes: int) -> Tensor:
+        """Returns ``[B, C]``, positive at the classes that the ranking's distribution leaves out."""
+        return (left_out_classes if self.released_code else target_values)(labels, num_classes)
 
 
 def _middle(student: Signals) -> Tensor:
