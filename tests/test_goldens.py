@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as nnf
 
 from goldens.replay import Case, replay
 from limbeck.errors import DataError, UnknownNameError
@@ -109,3 +111,39 @@ def test_command_prints_a_line_each_and_sets_the_exit_status(tmp_path: Path) -> 
     assert "FAIL" in failed.stdout
     assert "absent.npz" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "proj.dw1.weight proj.pw1.weight proj.bn1.weight proj.bn1.bias proj.dw2.weight proj.pw2.weight proj.bn2.weight"
+        " proj.bn2.bias proj.fc.weight proj.fc.bias",
+        "dw1 pw1 gamma1 beta1 dw2 pw2 gamma2 beta2 w_fc b_fc",
+    ],
+)
+def test_the_arrays_of_an_exit_are_recognised_whatever_their_names(tmp_path: Path, names: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # As many samples as channels, so that kernels have the batch's length too.
+    maps, shapes = (4, 4, 6, 6), ((4, 1, 3, 3), (4, 4, 1, 1), (4,), (4,)) * 2 + ((3, 4), (3,))
+    leaves = {
+        name: torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for name, shape in zip(["student_logits", "stage_map", *names.split()], [(4, 3), maps, *shapes])
+    }
+    final, features, *weights = leaves.values()
+    for stride, (deep, point, scale, shift) in zip((2, 1), (weights[:4], weights[4:8])):
+        features = nnf.conv2d(nnf.conv2d(features, deep, stride=stride, padding=1, groups=4), point)
+        features = nnf.relu(nnf.batch_norm(features, None, None, scale, shift, training=True))
+    said = nnf.linear(features.mean((2, 3)), *weights[8:])
+    theirs = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([0, 2, 1, 1])
+    soft = [-(theirs.softmax(1) * logits.log_softmax(1)).sum(1).mean() for logits in (final, said)]
+    loss = nnf.cross_entropy(final, labels) + sum(soft)
+    slopes = torch.autograd.grad(loss, list(leaves.values()))
+    arrays = {f"in.{name}": leaf.detach().numpy() for name, leaf in leaves.items()}
+    arrays |= {"in.teacher_logits": theirs.numpy(), "in.labels": labels.numpy()}
+    arrays |= {"out.loss_total": loss.detach().numpy(), "out.loss_stage0": soft[1].detach().numpy()}
+    arrays |= {f"grad.{name}": slope.numpy() for name, slope in zip(leaves, slopes)}
+    meta = {"short_name": "ofa-kd", "config": {"eps": 1.0, "temperature": 1.0}}
+    path = tmp_path / "exit.npz"
+    np.savez(path, meta=np.asarray(json.dumps(meta)), **arrays)
+    assert [str(c) for c in replay(path) if not c.ok] == []

@@ -24,7 +24,11 @@ def kd_oct(case: Case) -> dict[str, Any]:
     method.weights.update(ce=config["beta_hard"], kd=config["alpha_soft"])
     terms = method(batch, student=Signals(logits=student), teacher=Signals(logits=teacher))
     loss, views = total(method, terms), case.input("views")
-    weights = torch.tensor(config["class_weights"], dtype=torch.float64)
+    weights = (
+        case.input("class_weights")
+        if "class_weights" in case
+        else torch.tensor(config["class_weights"], dtype=torch.float64)
+    )
 
     focal = build_method("focal", gamma=config["focal_gamma"], balanced=False, weighted_focus=True)
     assert isinstance(focal, Focal)

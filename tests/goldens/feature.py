@@ -271,10 +271,9 @@ def one_for_all(case: Case) -> Results:
     leaves = {"student_logits": final, **case.numbered("stage_logits", requires_grad=True)}
     exits: list[nn.Module] = [nn.Identity() for _ in range(len(leaves) - 1)]
     features = list(leaves.values())[1:]
-    source = [n for n in case.input_names() if case.input(n).dim() == 4 and not re.search(r"weight|conv|proj|^w", n)]
-    for name in source:
+    for name in [n for n in case.input_names() if _is_map(case.input(n), len(labels))]:
         leaves[name] = case.input(name, requires_grad=True)
-        head, parameters = _exit_of(case, leaves[name].shape[1])
+        head, parameters = _exit_of(case, name)
         leaves.update(parameters)
         exits.append(head)
         features.append(leaves[name])
@@ -311,19 +310,28 @@ def _exponents(given: Any, exits: int) -> tuple[float, ...]:
     return values if len(values) in (1, exits + 1) else values[:1]
 
 
-def _exit_of(case: Case, channels: int) -> tuple[nn.Module, dict[str, Tensor]]:
+_GIVEN = re.compile(r"(student|teacher|stage)_logits|labels")
+_BIAS = re.compile(r"bias|beta|(^|[._])b\d*($|[._])")
+
+
+def _is_map(tensor: Tensor, rows: int) -> bool:
+    """Whether these are maps of the batch, and not the kernels of pointwise or depthwise convolutions."""
+    return tensor.dim() == 4 and len(tensor) == rows and tensor.shape[1] > 1 and tensor.shape[2:].numel() > 1
+
+
+def _exit_of(case: Case, source: str) -> tuple[nn.Module, dict[str, Tensor]]:
     """An exit with the projector of the file; what a parameter is follows from its shape and its place in the file."""
-    names = [n for n in case.input_names() if re.search(r"weight|bias|gamma|beta|conv|proj|bn|fc|linear|^w", n)]
-    names = [n for n in names if not n.startswith(("student_logits", "teacher_logits", "stage_logits", "labels"))]
+    names = [n for n in case.input_names() if n != source and not _GIVEN.match(n)]
     classes, width = next(case.input(n).shape for n in names if case.input(n).dim() == 2)
-    head = ConvolutionExit(channels, width, classes, 1)
+    head = ConvolutionExit(case.input(source).shape[1], width, classes, 1)
     _norm_eps(head, case)
     free = [(target, tuple(p.shape), target.endswith("bias")) for target, p in head.named_parameters()]
     slots: dict[str, str] = {}
     for name in names:
-        shape, bias = tuple(case.input(name).shape), bool(re.search(r"(bias|beta|_b|\.b|b)$", name))
-        found = next((f for f in free if f[1] == shape and (len(shape) > 1 or f[2] == bias)), None)
-        if found is not None:
+        fitting = [slot for slot in free if slot[1] == tuple(case.input(name).shape)]
+        # Names tell shifts from scales; where they do not, the order of the module's own parameters does.
+        same = [slot for slot in fitting if len(slot[1]) > 1 or slot[2] == bool(_BIAS.search(name))]
+        for found in (same or fitting)[:1]:
             free.remove(found)
             slots[name] = found[0]
     return head, case.load_into(head, slots)

@@ -8,6 +8,7 @@ from torch import Tensor
 from goldens.replay import Case, replays
 from limbeck.functional.head_mixture import mixed_log_probabilities
 from limbeck.functional.selection import (
+    Gain,
     k_center_greedy,
     robust_distribution,
     sample_without_replacement,
@@ -32,13 +33,15 @@ def pcoreset(case: Case) -> dict[str, Tensor]:
     }
 
 
-_GAINS = {"1-margin": "margin", "margin": "margin", "entropy": "entropy", "1-max": "confidence"}
+def _gain(named: str) -> Gain:
+    """What a file means by ``1-margin``, ``entropy`` or ``1-max p``."""
+    return "margin" if "margin" in named else "entropy" if "entropy" in named else "confidence"
 
 
 @replays("RAD sampling distribution over unlabelled points")
 def rad(case: Case) -> dict[str, Tensor]:
     config = case.config
-    gains = uncertainty(case.input("student_logits"), gain=_GAINS[config["gain"]])
+    gains = uncertainty(case.input("student_logits"), gain=_gain(config["gain"]))
     game = robust_distribution(gains, incorrect=config["num_incorrect"], wrong_cost=config["wrong_label_cost"])
     return {
         "out.gain": gains,
