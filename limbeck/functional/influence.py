@@ -202,6 +202,7 @@ def helpfulness(
     *,
     damping: float = 0.01,
     iterations: int = 1000,
+    tolerance: float = 1e-12,
 ) -> Tensor:
     r"""How much the held-out loss would fall if a training sample counted more, through a linear classifier.
 
@@ -218,6 +219,7 @@ def helpfulness(
         held_out_gradient: ``[C, D]`` gradient of the mean held-out loss in the classifier's weights.
         damping: :math:`\lambda > 0`, added to the Hessian's diagonal.
         iterations: see :func:`conjugate_gradient`.
+        tolerance: see :func:`conjugate_gradient`.
 
     Returns:
         ``[N]``.
@@ -234,6 +236,7 @@ def helpfulness(
         lambda v: head_hessian_product(probabilities, features, v) + damping * v,
         held_out_gradient,
         iterations=iterations,
+        tolerance=tolerance,
     )
     return (residuals * (features @ direction.T)).sum(1)
 

@@ -70,6 +70,16 @@ def test_an_estimate_is_that_of_the_classifiers_parameters() -> None:
     torch.testing.assert_close(method.sample_weights, influence_weights(method.helpfulness))
 
 
+@pytest.mark.parametrize("hyperparameter", ["tolerance", "iterations"])
+def test_the_solver_of_the_classifier_stops_when_it_is_told_to(hyperparameter: str) -> None:
+    found = []
+    for value in (0.9, 1e-12) if hyperparameter == "tolerance" else (1, 1000):
+        built = bench("kd_aif", {hyperparameter: value, "damping": 1e-4})
+        built.method.refresh(Progress(2, 2, 12), Passes(built.observe_all, built.observe_holdout))
+        found.append(built.method.helpfulness.clone())
+    assert not torch.allclose(*found, rtol=1e-3)
+
+
 class _TwoLayers(nn.Module):
     """A tiny student whose Hessian can be written down."""
 

@@ -170,6 +170,7 @@ class KDAIF(Method):
             self._held_out_gradient(passes.holdout()),
             damping=self.damping,
             iterations=self.iterations,
+            tolerance=self.tolerance,
         )
         return seen.numbers, scores
 
