@@ -213,6 +213,32 @@ def test_nothing_is_paid_twice(server, tmp_path):
     assert again.client.ledger.prompt_tokens > 0
 
 
+def test_a_text_is_paid_once_whatever_it_is_asked_together_with(server, tmp_path):
+    rows = TextLoader(source(), batch_size=3, seed=1)
+    teacher = teacher_of(server, tmp_path)
+    for batch in rows.epoch(0):
+        teacher(batch)
+    paid, tokens = len(server.charged), teacher.client.ledger.prompt_tokens
+    for again in (rows.epoch(1), TextLoader(source(), batch_size=4, seed=2).epoch(0)):
+        for batch in again:
+            said = teacher(batch).topk
+            mask = batch["mask"]
+            expected = exact(batch).gather(-1, said.indices)
+            torch.testing.assert_close(said.logprobs[mask], expected[mask], rtol=1e-3, atol=1e-3)
+    teacher.finish()
+    teacher(next(rows.epoch(2)))
+    assert (len(server.charged), teacher.client.ledger.prompt_tokens) == (paid, tokens)
+    assert len(teacher.client.journal) == paid
+
+
+def test_a_text_that_is_twice_in_a_batch_is_paid_once(server, tmp_path):
+    batch = next(TextLoader(source(), batch_size=3, seed=5).epoch(0))
+    once, twice = (teacher_of(server, tmp_path / name) for name in ("once", "twice"))
+    said, doubled = once(batch).topk, twice(batch.map(lambda t: torch.cat([t, t]))).topk
+    torch.testing.assert_close(doubled.logprobs, torch.cat([said.logprobs, said.logprobs]))
+    assert once.client.ledger.prompt_tokens == twice.client.ledger.prompt_tokens
+
+
 _CHILD = """
 import sys
 from limbeck.teachers.remote import Client, Endpoint

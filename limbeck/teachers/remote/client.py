@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -122,13 +122,15 @@ class Client:
         text = json.dumps([self.endpoint.url, path, body], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
-    def ask(self, path: str, body: Mapping[str, Any], read: Reader) -> Any:
+    def ask(self, path: str, body: Mapping[str, Any], read: Reader, parts: Sequence[str] = ()) -> Any:
         """Returns what ``read`` takes out of the answer to a request, from the journal where it was paid before.
 
         Args:
             path: below the base address, such as ``completions``.
             body: the request, without the model.
             read: takes what is to be kept out of an answer.
+            parts: of a request about several things, whose answer ``read`` makes a list: keys (:meth:`key_of`) under
+                which the journal finds each by itself, whatever it is asked together with later.
 
         Raises:
             RemoteError: the server refuses the request, or does not answer it as it should, however often.
@@ -157,7 +159,7 @@ class Client:
                 self.ledger.add(usage)
                 problem = f"its answer cannot be used: {error or type(error).__name__}"
                 continue
-            self.journal.keep(key, found, usage)
+            self.journal.keep(key, found, usage, parts)
             self.ledger.add(usage)
             return found
         raise RemoteError(

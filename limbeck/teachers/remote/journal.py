@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from limbeck.errors import CacheError
 from limbeck.storage import folder_lock, is_full
 
 FILE = "answers.jsonl"
+_Place = tuple[int, int | None]
+"""Where a line begins, and the number of the item in its answer; None for the whole answer."""
 
 
 class Journal:
@@ -69,7 +71,7 @@ class Journal:
         self._open.close()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._usages)
 
     def __contains__(self, key: str) -> bool:
         return key in self._places
@@ -80,21 +82,29 @@ class Journal:
 
     def find(self, key: str) -> Any:
         """Returns the answer to a request, None where it was never answered."""
-        place = self._places.get(key)
-        if place is None:
+        found = self._places.get(key)
+        if found is None:
             return None
+        place, part = found
         with self._turn:
             self._reader.seek(place)
             line = self._reader.readline()
-        return _parsed(line)["answer"]
+        answer = _parsed(line)["answer"]
+        return answer if part is None else answer[part]
 
-    def keep(self, key: str, answer: Any, usage: dict[str, Any]) -> None:
+    def keep(self, key: str, answer: Any, usage: dict[str, Any], parts: Sequence[str] = ()) -> None:
         """Writes an answer to the disk.
+
+        Args:
+            key: of the request.
+            answer: anything that JSON holds.
+            usage: what the server counted.
+            parts: where the answer is a list, keys under which its items are found by themselves.
 
         Raises:
             CacheError: the disk is full; what was written before is kept.
         """
-        record = {"key": key, "usage": usage, "answer": answer}
+        record = {"key": key, "usage": usage, "answer": answer, **({"parts": list(parts)} if parts else {})}
         text = json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
         line = b"%08x %s\n" % (zlib.crc32(text), text)
         with self._turn:
@@ -109,12 +119,12 @@ class Journal:
                 raise CacheError(
                     f"the journal '{self.path}' could not be written: {what}; earlier answers are kept"
                 ) from None
-            self._places[key] = place
+            self._places |= _placed(record, place)
             self._usages.append(usage)
 
-    def _read(self) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    def _read(self) -> tuple[dict[str, _Place], list[dict[str, Any]]]:
         """Returns where every answer is, after removing a last line that was cut off."""
-        places: dict[str, int] = {}
+        places: dict[str, _Place] = {}
         usages: list[dict[str, Any]] = []
         if not self.path.exists():
             return places, usages
@@ -129,12 +139,17 @@ class Journal:
                             "be asked for again"
                         )
                     break
-                places[str(record["key"])] = start
+                places |= _placed(record, start)
                 usages.append(record["usage"])
                 start += len(line)
         if start < self.path.stat().st_size:
             os.truncate(self.path, start)
         return places, usages
+
+
+def _placed(record: Mapping[str, Any], place: int) -> dict[str, _Place]:
+    """Returns where the answer of a line is found, and each of its parts."""
+    return {str(record["key"]): (place, None), **{str(k): (place, n) for n, k in enumerate(record.get("parts", ()))}}
 
 
 def _parsed(line: bytes) -> Any:

@@ -109,12 +109,22 @@ class RemoteTeacher:
         )
 
     def _scored(self, texts: Sequence[list[int]]) -> list[Scores]:
-        parts = [texts[n : n + self._rows] for n in range(0, len(texts), self._rows)]
+        # Each text is known by itself: another epoch or seed puts it beside other texts.
+        keys = [self._key(ids) for ids in texts]
+        journal = self.client.journal
+        missing = list({key: ids for key, ids in zip(keys, texts) if key not in journal}.items())
+        parts = [missing[n : n + self._rows] for n in range(0, len(missing), self._rows)]
         with ThreadPoolExecutor(self._concurrency) as pool:
-            found = list(pool.map(self._ask, parts))
-        return [scores for part in found for scores in part]
+            list(pool.map(self._ask, parts))
+        return [Scores.of(journal.find(key)) for key in keys]
 
-    def _ask(self, texts: Sequence[list[int]]) -> list[Scores]:
+    def _key(self, ids: list[int]) -> str:
+        model = self.client.endpoint.model
+        return self.client.key_of("completions", {"model": model, **score_request([ids], top=self._top), "prompt": ids})
+
+    def _ask(self, asked: Sequence[tuple[str, list[int]]]) -> None:
+        texts = [ids for _, ids in asked]
+
         def read(answer: dict[str, Any]) -> list[dict[str, Any]]:
             scores = read_scores(answer, texts, self._tokenizer)
             least = min(len(place) for s in scores for place in s.top)
@@ -122,7 +132,7 @@ class RemoteTeacher:
                 raise ValueError(f"it gives {least} log-probabilities at a place, fewer than at the start")
             return [s.plain() for s in scores]
 
-        return [Scores.of(plain) for plain in self.client.ask("completions", score_request(texts, top=self._top), read)]
+        self.client.ask("completions", score_request(texts, top=self._top), read, [key for key, _ in asked])
 
 
 def _sequences_of(batch: Batch) -> list[list[tuple[int, list[int]]]]:
