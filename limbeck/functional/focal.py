@@ -36,7 +36,7 @@ def focal_cross_entropy(
         reduction: see :func:`limbeck.functional.reduction.reduce`.
 
     Raises:
-        ValueError: ``gamma`` is negative or shapes do not fit.
+        ValueError: ``gamma`` is negative, shapes do not fit, or labels are no class indices.
 
     References:
         Lin et al., "Focal Loss for Dense Object Detection", arXiv 1708.02002.
@@ -47,6 +47,8 @@ def focal_cross_entropy(
     """
     if gamma < 0:
         raise ValueError(f"gamma is {gamma}, but should not be negative")
+    if labels.is_floating_point():
+        raise ValueError("the focal loss needs class indices; soft labels, as mixing makes them, name no class")
     check_same_shape(logits[..., 0], labels, "logits without the class dimension and labels")
     chosen = labels if mask is None else labels.masked_fill(~mask.bool(), 0)
     surprise = -torch.log_softmax(neutralised(logits, mask), dim=-1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1)

@@ -17,6 +17,25 @@ from limbeck.signals import Batch
 from limbeck.transforms.base import Transform, transform
 
 
+def label_probabilities(batch: Batch, num_classes: int, purpose: str) -> Tensor:
+    """Returns the labels of a batch as class probabilities ``[B, C]``.
+
+    Args:
+        batch: its labels are class indices, or class probabilities already.
+        num_classes: number of classes.
+        purpose: which transform asks, for the message.
+
+    Raises:
+        DataError: the batch has no labels or only some, or the number of classes is not known.
+    """
+    labels = batch.get("labels")
+    if labels is None or not num_classes:
+        raise DataError(f"{purpose} mixes labels, but the data set gives none")
+    if "labelled_mask" in batch:
+        raise DataError(f"{purpose} mixes labels, but the data is labelled in part; remove the transform")
+    return labels if labels.is_floating_point() else one_hot(labels, num_classes).to(torch.float32)
+
+
 class _Mixing(Transform):
     """What mixup and CutMix share: partners, shares and mixed labels.
 
@@ -38,13 +57,9 @@ class _Mixing(Transform):
         """Returns the mixed batch.
 
         Raises:
-            DataError: the batch has no labels, or the number of classes is not known.
+            DataError: the batch has no labels or only some, or the number of classes is not known.
         """
-        labels = batch.get("labels")
-        if labels is None or not self.num_classes:
-            raise DataError(f"{self.purpose} mixes labels, but the data set gives none")
-        if "labelled_mask" in batch:
-            raise DataError(f"{self.purpose} mixes labels, but the data is labelled in part; remove the transform")
+        probabilities = label_probabilities(batch, self.num_classes, self.purpose)
         numbers = batch["index"].cpu().numpy()
         epoch = int(batch.get("epoch", 0))
         # The first sample's number makes the batches of an epoch differ.
@@ -59,7 +74,6 @@ class _Mixing(Transform):
                 mixed[key] = self.mix(value, partner, share, place)[0]
             elif key == "views":
                 mixed[key] = {name: self.mix(view, partner, share, place)[0] for name, view in value.items()}
-        probabilities = labels if labels.is_floating_point() else one_hot(labels, self.num_classes).to(torch.float32)
         mixed["labels"] = probabilities * kept + probabilities[partner] * (1 - kept)
         return mixed
 

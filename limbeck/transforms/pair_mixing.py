@@ -8,13 +8,13 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from limbeck import streams
 from limbeck.errors import DataError
 from limbeck.hyperparameters import Fraction, NonNegative
 from limbeck.signals import Batch
 from limbeck.transforms.base import Transform, transform
+from limbeck.transforms.mixing import label_probabilities
 
 _SEEDS = 0x7FFFFFFF
 
@@ -137,7 +137,7 @@ class PairMixing(Transform):
         """Returns the mixed batch.
 
         Raises:
-            DataError: the inputs are no pictures.
+            DataError: the inputs are no pictures, or only some have labels.
         """
         inputs = batch["inputs"]
         if inputs.dim() != 4:
@@ -153,11 +153,11 @@ class PairMixing(Transform):
             elif key == "views":
                 mixed[key] = {name: mix_pairs(view, pairs) for name, view in value.items()}
         if "labels" in batch and self.num_classes:
-            mixed["labels"] = self._labels(batch["labels"], [pair.kept(size) for pair in pairs])
+            known = label_probabilities(batch, self.num_classes, "pair_mix")
+            mixed["labels"] = self._labels(known, [pair.kept(size) for pair in pairs])
         return mixed
 
-    def _labels(self, labels: Tensor, kept: list[float]) -> Tensor:
-        known = labels if labels.is_floating_point() else one_hot(labels, self.num_classes).to(torch.float32)
+    def _labels(self, known: Tensor, kept: list[float]) -> Tensor:
         own = torch.tensor([k for k in kept for _ in range(2)], dtype=known.dtype, device=known.device).unsqueeze(1)
         paired = known[: len(own)]
         partner = paired.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) if len(own) else paired

@@ -7,14 +7,12 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from limbeck import streams
-from limbeck.errors import DataError
 from limbeck.hyperparameters import Fraction, Positive
 from limbeck.signals import Batch
 from limbeck.transforms.base import Transform, transform
-from limbeck.transforms.mixing import beta
+from limbeck.transforms.mixing import beta, label_probabilities
 
 
 def blend(values: Tensor, shares: Tensor, partner: Tensor, own: Tensor | None = None) -> Tensor:
@@ -87,11 +85,9 @@ class PartialMixup(Transform):
         """Returns the blended batch.
 
         Raises:
-            DataError: the batch has no labels, or the number of classes is not known.
+            DataError: the batch has no labels or only some, or the number of classes is not known.
         """
-        labels = batch.get("labels")
-        if labels is None or not self.num_classes:
-            raise DataError("partial_mixup mixes labels, but the data set gives none")
+        labels = label_probabilities(batch, self.num_classes, "partial_mixup")
         numbers, epoch = batch["index"].cpu().numpy(), int(batch.get("epoch", 0))
         # The first sample's number makes the batches of an epoch differ.
         purpose = f"partial_mixup/{numbers[0]}"
@@ -105,8 +101,7 @@ class PartialMixup(Transform):
                 mixed[key] = blend(value, shares, partner)
             elif key == "views":
                 mixed[key] = {name: blend(view, shares, partner) for name, view in value.items()}
-        probabilities = labels if labels.is_floating_point() else one_hot(labels, self.num_classes).to(torch.float32)
-        mixed["labels"] = blend(probabilities, shares, partner)
+        mixed["labels"] = blend(labels, shares, partner)
         return mixed
 
     def _left(self, purpose: str, epoch: int, count: int) -> np.ndarray:

@@ -57,3 +57,8 @@ def test_averages() -> None:
     assert not torch.allclose(average_probabilities(views), torch.softmax(average_logits(views), 1))
     with pytest.raises(ValueError, match="gamma"):
         focal_cross_entropy(LOGITS, LABELS, gamma=-1)
+
+
+def test_mixed_labels_are_refused_with_the_reason() -> None:
+    with pytest.raises(ValueError, match="needs class indices; soft labels"):
+        focal_cross_entropy(LOGITS, torch.softmax(LOGITS, 1))

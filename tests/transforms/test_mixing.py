@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from limbeck.errors import DataError, RecipeError, UnknownNameError
-from limbeck.signals import Batch
+from limbeck.signals import UNLABELLED, Batch
 from limbeck.transforms import Transform, build_transform, transforms
 from limbeck.transforms.mixing import beta
 
@@ -162,3 +162,15 @@ def test_what_cannot_be_mixed():
     with pytest.raises(DataError, match="cutmix needs images"):
         build("cutmix")(vectors)
     assert build()(vectors)["inputs"].shape == (4, 7)
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "partial_mixup", "pair_mix"])
+def test_labels_of_which_some_are_missing_are_not_mixed(name):
+    batch = Batch(
+        index=torch.arange(4),
+        inputs=torch.rand(4, 1, 8, 8),
+        labels=torch.tensor([0, UNLABELLED, 2, UNLABELLED]),
+        labelled_mask=torch.tensor([True, False, True, False]),
+    )
+    with pytest.raises(DataError, match=f"{name} mixes labels, but the data is labelled in part"):
+        build_transform(name, seed=0, num_classes=3)(batch)
