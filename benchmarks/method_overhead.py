@@ -38,6 +38,7 @@ REASONS = {
     "ofd": "a 1x1 convolution for each stage, and the teacher normalises by the batch",
     "reviewkd": "3x3 convolutions over all fused maps of the student: more arithmetic than the student itself",
     "tgeo_kd": "a second derivative: the backward pass runs through a step of gradient descent",
+    "trg": "graphs of 512 sampled tokens of each model: all distances, neighbours, adjacency, contrast",
     "vid": "a regressor of two hidden 1x1 convolutions for each of three stages",
 }
 """Why a step takes longer than its passes, where it does by more than the bar."""
@@ -53,11 +54,16 @@ class Passes:
     teacher_back: float = 0.0
     steps: int = 0
     counting: bool = True
+    begun: bool = False
 
     def in_steps(self, batches: Iterable[Batch], last: int) -> Iterator[Batch]:
-        """Yields ``batches`` and counts what is done with each before number ``last``, after which epochs may end."""
+        """Yields ``batches`` and counts what is done with each before number ``last``, after which epochs may end.
+
+        Passes that a method makes over the same batches afterwards are not its steps.
+        """
+        first, self.begun = not self.begun, True
         for number, batch in enumerate(batches):
-            self.counting = number < last
+            self.counting = first and number < last
             self.steps += self.counting
             yield batch
 

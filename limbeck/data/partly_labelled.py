@@ -4,55 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from limbeck import streams
-from limbeck.data.hashing import source_fingerprint
-from limbeck.data.source import Source, groups_of
+from limbeck.data.relabelled import Relabelled
+from limbeck.data.source import Source
 from limbeck.data.subsets import balanced, subset
 from limbeck.errors import DataError, RecipeError
 from limbeck.signals import UNLABELLED
 
 
-class PartlyLabelled:
-    """Another source, of whose samples only some keep their labels; those of the others are ``UNLABELLED``.
+def labels_of_only(source: Source, labelled: np.ndarray) -> Source:
+    """Returns ``source`` with the labels of the samples numbered ``labelled``; those of the others are ``UNLABELLED``.
 
-    Args:
-        source: the whole data set, with labels.
-        labelled: numbers of the samples that keep their labels.
+    Raises:
+        DataError: the data has no labels.
     """
-
-    def __init__(self, source: Source, labelled: np.ndarray) -> None:
-        known = source.labels()
-        if known is None:
-            raise DataError(f"'{source.info.name}' has no labels of which a part could be kept")
-        self.info = source.info
-        self.in_memory = source.in_memory
-        self.random = source.random
-        self.groups = groups_of(source)
-        self._source = source
-        chosen = torch.from_numpy(np.asarray(labelled, dtype=np.int64))
-        self._labels = torch.full_like(known, UNLABELLED).index_copy(0, chosen, known[chosen])
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def fetch(self, index: np.ndarray, epoch: int) -> dict[str, Tensor]:
-        """Returns ``inputs`` and what is left of the ``labels`` of samples ``index``."""
-        rows = torch.from_numpy(np.asarray(index, dtype=np.int64))
-        return {**self._source.fetch(index, epoch), "labels": self._labels[rows]}
-
-    def labels(self) -> Tensor:
-        """Label of every sample, ``UNLABELLED`` where it is not known."""
-        return self._labels
-
-    def content_hashes(self) -> np.ndarray:
-        """A 64-bit hash of every sample."""
-        return self._source.content_hashes()
-
-    def fingerprint(self) -> str:
-        """A hash of the whole data set: content, labels that are left, and order."""
-        return source_fingerprint(self.content_hashes(), self._labels)
+    known = source.labels()
+    if known is None:
+        raise DataError(f"'{source.info.name}' has no labels of which a part could be kept")
+    chosen = torch.from_numpy(np.asarray(labelled, dtype=np.int64))
+    return Relabelled(source, torch.full_like(known, UNLABELLED).index_copy(0, chosen, known[chosen]))
 
 
 def keep_labels(source: Source, amount: int | float) -> Source:
@@ -80,7 +51,7 @@ def keep_labels(source: Source, amount: int | float) -> Source:
     if count >= len(source):
         return source
     keys = streams.words(0, "labelled", 0, np.arange(len(source)), 1)[:, 0]
-    return PartlyLabelled(source, balanced(source.labels(), len(source), count, keys))
+    return labels_of_only(source, balanced(source.labels(), len(source), count, keys))
 
 
 def labelled_only(source: Source) -> Source:

@@ -103,6 +103,42 @@ def limit(source: Source, count: int) -> Source:
     return subset(source, balanced(source.labels(), len(source), count, keys))
 
 
+def long_tailed(source: Source, factor: float) -> Source:
+    """Returns a subset whose classes, in the order of their numbers, have exponentially fewer samples.
+
+    Class ``c`` of ``C`` keeps ``n / factor ** (c / (C - 1))`` samples, where ``n`` is the size of the smallest class:
+    the first class has ``factor`` times as many as the last. The choice is the same for every seed.
+
+    Args:
+        source: the whole data set, with labels.
+        factor: the imbalance factor, from 1 on.
+
+    Raises:
+        RecipeError: ``factor`` is below 1.
+        DataError: the data has no labels of several classes.
+
+    Reference:
+        Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", arXiv 1901.05555, section 5.1.
+
+    Example:
+        >>> from limbeck.data import as_source
+        >>> source = as_source((torch.arange(12.0).view(12, 1), torch.tensor([0, 1, 2] * 4)))
+        >>> sorted(long_tailed(source, 4.0).labels().tolist())
+        [0, 0, 0, 0, 1, 1, 2]
+    """
+    if factor < 1:
+        raise RecipeError(f"imbalance = {factor}: give how many times as large the first class is, from 1 on")
+    labels, classes = source.labels(), source.info.num_classes
+    if labels is None or classes < 2:
+        raise DataError(f"'{source.info.name}' has no labels of several classes, which could be out of balance")
+    keys = streams.words(0, "imbalance", 0, source.content_hashes(), 1)[:, 0]
+    members = [np.flatnonzero(labels.numpy() == number) for number in range(classes)]
+    smallest = min(len(rows) for rows in members)
+    sizes = [max(round(smallest / factor ** (number / (classes - 1))), 1) for number in range(classes)]
+    chosen = [rows[np.argsort(keys[rows], kind="stable")[:size]] for rows, size in zip(members, sizes)]
+    return subset(source, np.sort(np.concatenate(chosen)))
+
+
 def hold_out(source: Source, fraction: float, part: Literal["rest", "held"], *, purpose: str = "validation") -> Source:
     """Returns the held-out ``fraction`` of ``source``, or the rest.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from limbeck.engine.settings import TrainSettings
@@ -117,6 +118,12 @@ class DataSpec(_Strict):
     )
     train_on: Literal["rest", "holdout"] = Field(
         "rest", description="holdout: train on what `holdout` keeps out, for a model that is to judge the rest"
+    )
+    imbalance: Annotated[float, Ge(1)] = Field(
+        1.0, description="make the classes a long tail: how many times as many samples the first has as the last"
+    )
+    label_noise: Fraction = Field(
+        0.0, description="give so large a part of the training samples the label of another class, for studies of noise"
     )
     labelled: Count | Fraction | None = Field(
         None,

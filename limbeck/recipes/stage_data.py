@@ -11,9 +11,10 @@ import numpy as np
 
 from limbeck.data.load import Split, load_data
 from limbeck.data.loader import Loader
-from limbeck.data.partly_labelled import PartlyLabelled, keep_labels, labelled_only
+from limbeck.data.partly_labelled import keep_labels, labelled_only, labels_of_only
+from limbeck.data.relabelled import noisy_labels
 from limbeck.data.source import Source
-from limbeck.data.subsets import hold_out, subset
+from limbeck.data.subsets import hold_out, long_tailed, subset
 from limbeck.engine import distributed
 from limbeck.errors import RecipeError
 from limbeck.recipes.schema import DataSpec, StageSpec
@@ -101,6 +102,10 @@ def build_data(
         train = kept_out if spec.train_on == "holdout" else hold_out(train, spec.holdout, "rest", purpose="holdout")
         size = min(train_settings.batch_size, len(kept_out))
         apart = Loader(kept_out, (), batch_size=size, seed=seed, normalize=spec.normalize, **ranks)
+    if spec.imbalance > 1:
+        train = long_tailed(train, spec.imbalance)
+    if spec.label_noise:
+        train = noisy_labels(train, spec.label_noise)
     if spec.labelled is not None:
         train = keep_labels(train, spec.labelled)
     train = _asked_about(train, spec)
@@ -137,7 +142,7 @@ def _asked_about(source: Source, spec: DataSpec) -> Source:
         if max(numbers, default=0) >= len(source):
             raise RecipeError(f"data.{key} names sample {max(numbers)}, but there are {len(source)}, from 0 on")
     if spec.label_ids is not None:
-        source = PartlyLabelled(source, np.asarray(spec.label_ids, dtype=np.int64))
+        source = labels_of_only(source, np.asarray(spec.label_ids, dtype=np.int64))
     return source if spec.use_ids is None else subset(source, np.asarray(spec.use_ids, dtype=np.int64))
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limbeck.data import as_source
-from limbeck.data.subsets import Subset, balanced, hold_out, limit, preload
+from limbeck.data.subsets import Subset, balanced, hold_out, limit, long_tailed, preload
 from limbeck.errors import DataError, RecipeError
 
 
@@ -123,3 +123,18 @@ def test_subset_of_a_decoded_source_maps_numbers():
     assert part.fingerprint() != slow.fingerprint()
     with pytest.raises(DataError, match="would be empty"):
         Subset(slow, np.array([], dtype=int))
+
+
+def test_a_long_tail_falls_by_the_factor_and_lies_within_a_shorter_one():
+    labels = torch.arange(400) % 4
+    source = as_source((torch.arange(400.0).view(400, 1), labels))
+    tail, flatter = long_tailed(source, 27.0), long_tailed(source, 8.0)
+    assert tail.labels().bincount().tolist() == [100, 33, 11, 4]  # 100 / 27 ** (c / 3)
+    assert flatter.labels().bincount().tolist() == [100, 50, 25, 12]
+    assert set(tail.content_hashes()) < set(flatter.content_hashes())
+    assert len(long_tailed(source, 1.0)) == 400
+    assert long_tailed(source, 1e9).labels().bincount().tolist()[-1] == 1
+    with pytest.raises(RecipeError, match="imbalance = 0"):
+        long_tailed(source, 0.5)
+    with pytest.raises(DataError, match="out of balance"):
+        long_tailed(as_source((torch.zeros(4, 2),)), 2.0)
