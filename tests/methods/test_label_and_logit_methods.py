@@ -133,6 +133,28 @@ def test_uskd_has_no_teacher_and_leaves_no_weak_classifier() -> None:
         built.method(batch, student=one_stage)
 
 
+def test_uskds_weak_classifier_reads_maps_class_tokens_or_all_tokens() -> None:
+    batch, student, _ = _pair()
+    seen: list[Tensor] = []
+    tokens = torch.randn(6, 17, 3)
+    expected = {
+        tokens: tokens[:, 0],
+        tokens[:, :16]: tokens[:, :16].mean(1),
+        tokens[:, :16].transpose(1, 2).unflatten(2, (4, 4)): tokens[:, :16].mean(1),
+        tokens[:, 0]: tokens[:, 0],
+    }
+    for features, read in expected.items():
+        said = Signals(logits=student.logits, features={"stages": (features, features)})
+        method = build_method("uskd")
+        method.build(Setup({"student": said}, {}))
+        method.get_submodule("weak").register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        method(batch, student=said)
+        torch.testing.assert_close(seen[-1], read)
+    odd = Signals(logits=student.logits, features={"stages": (tokens[:, :14], tokens)})
+    with pytest.raises(NeedsError, match="no square grid"):
+        build_method("uskd").build(Setup({"student": odd}, {}))
+
+
 def _students_of(name: str, **config: Any) -> tuple[Bench, Tensor]:
     built = bench(name, config)
     return built, built.batch()["inputs"]

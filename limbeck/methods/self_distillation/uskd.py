@@ -15,6 +15,7 @@ from limbeck.functional.self_labels import (
     target_values,
     zipf_labels,
 )
+from limbeck.functional.tokens import split_tokens
 from limbeck.hyperparameters import Fraction, NonNegative
 from limbeck.methods.base import Method, Needs, Setup, register
 from limbeck.methods.projectors import project
@@ -83,7 +84,7 @@ class USKD(Method):
         """Makes the weak classifier.
 
         Raises:
-            NeedsError: the student has no stage before its last one.
+            NeedsError: the student has no stage before its last one, or one whose tokens are no square grid.
         """
         said = setup.signals["student"]
         assert said.logits is not None
@@ -113,7 +114,11 @@ class USKD(Method):
 
 
 def _middle(student: Signals) -> Tensor:
-    """Returns what the weak classifier reads ``[B, D]``: the mean of the last stage but one, or its class token."""
+    """Returns what the weak classifier reads ``[B, D]``: of the last stage but one the mean, or the class token if any.
+
+    Raises:
+        NeedsError: there is no such stage, or its tokens are no square grid.
+    """
     stages = student.features["stages"]
     if len(stages) < 2:
         raise NeedsError(
@@ -123,4 +128,11 @@ def _middle(student: Signals) -> Tensor:
     middle = stages[-2]
     if middle.dim() == 2:
         return middle
-    return middle.flatten(2).mean(2) if middle.dim() == 4 else middle[:, 0]
+    try:
+        places, class_tokens = split_tokens(middle)
+    except ValueError as error:
+        raise NeedsError(
+            f"USKD cannot read the stage before the last one: {error}; name taps that give maps, vectors or tokens of "
+            "a square grid, `roles: {student: {taps: {stages: [...]}}}`"
+        ) from None
+    return class_tokens[:, 0] if class_tokens.shape[1] else places.mean(1)
