@@ -44,7 +44,7 @@ class MTARD(Method):
     Divergences are means over classes, as the authors' are. Deviations: their code adds 1e-5 to the teacher's
     probabilities inside the logarithm, which biases the losses that are balanced; the default here does not, and
     ``log_eps=1e-5`` repeats it. The ratio of entropies is compared with 1 there and their difference with 0 here,
-    which is the same and has no division.
+    which is the same for positive entropies and has no division.
 
     Args:
         weight_rate: how fast the weights follow the losses; 0 keeps them.

@@ -37,7 +37,7 @@ class RecursiveMetaDistillation(Method):
 
     Args:
         anchor: weight of ``anchor``, the contraction rate of a perfect student being 1 less this; ``parent`` has the
-            rest. Positive, because a chain without anchor drifts.
+            rest. With 0 the chain has no anchor and drifts, with 1 no memory.
         kind: ``linear`` minimises KL(target || student), ``geometric`` KL(student || target).
         temperature: divides all logits before the softmax.
     """
