@@ -12,7 +12,7 @@ from limbeck.engine import distributed, sharding
 from limbeck.engine.alignment import Alignment
 from limbeck.engine.combine import WholeBatch, check_finite, combine, part_means, term_means, whole_batch
 from limbeck.engine.term_gradients import TermGradients
-from limbeck.errors import NonFiniteLossError
+from limbeck.errors import NeedsError, NonFiniteLossError
 from limbeck.methods.base import Method
 from limbeck.schedules import Progress, Weight
 from limbeck.signals import Batch, Term, Terms
@@ -52,6 +52,7 @@ class Gradients:
 
         Raises:
             NonFiniteLossError: a term is NaN or infinite, in this process or another; raised in all.
+            NeedsError: batch normalisation meets a single sample.
         """
         alone = distributed.world_size() == 1
         gathered = self._method.batch_coupled and not alone
@@ -89,7 +90,7 @@ class Gradients:
 
     def _backward(self, part: Batch, whole: WholeBatch | None, progress: Progress) -> dict[str, Tensor]:
         """Adds the gradients of a part (of everything, when ``whole`` is None) and returns its share of the means."""
-        terms: Terms = {name: Term(values, mask) for name, (values, mask) in self._step(part).items()}
+        terms: Terms = {name: Term(values, mask) for name, (values, mask) in self._run(part).items()}
         means = term_means(terms) if whole is None else part_means(terms, part, whole)
         # Data parallelism averages over processes; shares of a global mean must be added instead.
         scale = 1 if whole is None else distributed.world_size()
@@ -104,6 +105,19 @@ class Gradients:
         else:
             sharding.player_gradients(losses, {who: parameters for who, (parameters, _) in self._players.items()})
         return {name: mean.detach() for name, mean in means.items()}
+
+    def _run(self, part: Batch) -> Mapping[str, tuple[Tensor, Tensor | None]]:
+        """Runs roles and method; a first batch of many samples does not show what a last one of a single one meets."""
+        try:
+            terms: Mapping[str, tuple[Tensor, Tensor | None]] = self._step(part)
+        except ValueError as error:
+            if part.size > 1 or "more than 1 value per channel" not in str(error):
+                raise
+            raise NeedsError(
+                "batch normalisation cannot train on a single sample, which is all that is left for this batch; choose "
+                "a train.batch_size (or train.micro_batches) that leaves none alone at the end of an epoch"
+            ) from error
+        return terms
 
     def _fail(self, means: Mapping[str, Tensor], terms: Terms, part: Batch, progress: Progress) -> None:
         """Raises at once when alone; otherwise after the exchange that the other processes are waiting in."""

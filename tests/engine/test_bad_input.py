@@ -83,6 +83,13 @@ def test_different_input_sizes() -> None:
         distil(nn.Linear(9, 3), nn.Linear(8, 3))
 
 
+@pytest.mark.parametrize(("batch_size", "micro_batches"), [(47, 1), (16, 16)])
+def test_a_single_sample_that_batch_normalisation_cannot_train_on(batch_size: int, micro_batches: int) -> None:
+    student = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    with pytest.raises(NeedsError, match=r"cannot train on a single sample.* train\.batch_size"):
+        distil(nn.Linear(8, 3), student, batch_size=batch_size, micro_batches=micro_batches)
+
+
 def test_no_teacher_where_one_is_needed() -> None:
     with pytest.raises(NeedsError, match="needs the role 'teacher'"):
         distil(None, nn.Linear(8, 3))
