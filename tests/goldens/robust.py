@@ -17,7 +17,7 @@ from limbeck.schedules import Progress
 from limbeck.signals import Signals, as_term
 
 
-@replays("L_inf evaluation attacks FGSM / PGD / CW-inf / DLR")
+@replays("adv-attacks", "L_inf evaluation attacks FGSM / PGD / CW-inf / DLR")
 def attacks(case: Case) -> dict[str, Tensor]:
     eps, step, steps = (case.config[name] for name in ("eps", "step", "steps"))
     x, y = case.input("x"), case.input("y")
@@ -53,8 +53,9 @@ def attacks(case: Case) -> dict[str, Tensor]:
 
 
 @replays(
+    "mtard",
     "MTARD / B-MTARD: adversarial two-teacher distillation with entropy-based temperature balance and normalised loss"
-    " balance"
+    " balance",
 )
 def mtard(case: Case) -> dict[str, Tensor]:
     config = case.config
