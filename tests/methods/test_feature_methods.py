@@ -252,5 +252,27 @@ class TestSimKD:
             build_method("simkd").finish(small_student())
 
 
+def test_kd3_weighs_by_the_teachers_own_logits_where_its_map_is_pooled() -> None:
+    teacher, rows = large_teacher(), torch.zeros(4, 6)
+    ours, theirs = torch.randn(4, 6, 3, 3), torch.randn(4, 10, 5, 5)
+    pooled = theirs.mean((2, 3))
+    setup = _setup(
+        {"stages": (ours,), "pooled": (rows,)}, {"stages": (theirs,), "pooled": (pooled,)},
+        student=small_student(), teacher=teacher,
+    )  # fmt: skip
+    method = build_method("kd3")
+    method.build(setup)
+    method.eval()
+    signals = {role: replace(said, views={"mixed": said}) for role, said in setup.signals.items()}
+    batch = Batch(index=torch.arange(4), labels=torch.zeros(4, dtype=torch.long))
+    found = as_term(method(batch, **signals)["feature"]).values
+    classifier, head = method.get_submodule("classifier"), head_of(teacher)
+    with torch.no_grad():
+        projected = classifier.projector(ours)
+        gap = head(projected.mean((2, 3))) - head(pooled)
+        apart = (projected - nn.functional.adaptive_avg_pool2d(theirs, 3)).square().mean((1, 2, 3))
+        torch.testing.assert_close(found, torch.sigmoid(gap.norm(dim=1)) * apart)
+
+
 def test_the_batch_of_the_workbench_is_the_same_every_time() -> None:
     assert torch.equal(make_batch()["inputs"], make_batch()["inputs"])

@@ -102,10 +102,11 @@ class KD3(SimKD):
         assert isinstance(self.classifier, ReusedClassifier)
         ours, theirs = pool_to_smaller(student, teacher)
         projected = project(self.classifier.projector, ours)
-        theirs = theirs.to(projected.dtype)
-        logits = [self.classifier.head(maps.mean((2, 3))) for maps in (projected.detach(), theirs)]
+        # The teacher's logits are those of its whole map, which uneven pooling would change.
+        maps = projected.detach(), teacher.to(projected.dtype)
+        logits = [self.classifier.head(each.mean((2, 3))) for each in maps]
         weights = disagreement_weights(*logits, eps=self.distance_eps)
-        return weights * mean_squared_features(projected, theirs, reduction="none")
+        return weights * mean_squared_features(projected, theirs.to(projected.dtype), reduction="none")
 
     def _contrast(self, head: nn.Module, signals: Signals) -> Tensor:
         views = (signals, signals.views[_MIXED])
