@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as nnf
 
-from goldens.replay import Case, replay
+from goldens.replay import Case, adapter_for, replay
 from limbeck.errors import DataError, UnknownNameError
 
 DATA = Path(__file__).parent / "goldens" / "data"
@@ -61,6 +61,42 @@ def test_config_of_the_file_is_used(tmp_path: Path) -> None:
     failed = {c.name for c in replay(_altered(tmp_path, "kd.a.npz", meta={"config": config})) if not c.ok}
     assert "out.loss_kd" in failed
     assert "out.loss_ce" not in failed
+
+
+@pytest.mark.parametrize(
+    ("source", "key", "config", "arrays"),
+    [
+        ("kdrl.a.npz", "out.loss.k2.none", {"clip_eps": 0.01}, {"in.old_logits": np.zeros((6, 4, 8))}),
+        ("kdrl.a.npz", "out.beta", {"delta": 0.0}, {}),
+        ("lm-distillm2.a.npz", "out.alpha2", {"base_alpha_2": 0.5}, {}),
+        ("tsd-kd.a.npz", "out.loss_official_code", {"jsd_temperature": 2.0, "opener_fraction": 1.0}, {}),
+    ],
+)
+def test_other_settings_of_a_method_are_computed(
+    tmp_path: Path, source: str, key: str, config: dict[str, float], arrays: dict[str, np.ndarray]
+) -> None:
+    before, after = (
+        Case(_altered(tmp_path, source, meta={"config": Case(DATA / source).config | changes}, **arrays))
+        for changes in ({}, config)
+    )
+    adapter = adapter_for(before.name)
+    assert not np.allclose(adapter(before)[key].detach(), adapter(after)[key].detach())
+
+
+def test_anchors_are_read_in_double_precision(tmp_path: Path) -> None:
+    source = "lm-distillm2.a.npz"
+    config = Case(DATA / source).config | {"logp_logq": 0.1, "base_alpha_1": 0.999, "alpha_min": 0.0}
+    case = Case(_altered(tmp_path, source, meta={"config": config}))
+    found = adapter_for(case.name)(case)
+    gap = found["out.avg_logp"].exp() - found["out.avg_logq"].exp() + 1e-5
+    expected = (1 - 0.001 * 0.1 / gap).clamp(0.0, 0.999)
+    assert ((expected > 0.0) & (expected < 0.999)).any()
+    assert np.allclose(found["out.alpha1"].detach(), expected.detach(), rtol=1e-12)
+
+
+def test_another_variant_of_a_known_method_has_its_adapter(tmp_path: Path) -> None:
+    comparisons = list(replay(_altered(tmp_path, "lm-dskd.a.npz", meta={"method": "Dual-Space KD: one more"})))
+    assert all(c.ok for c in comparisons)
 
 
 def test_unknown_method_is_named_with_a_near_match(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from limbeck.functional.policy import (
 )
 from limbeck.methods.base import build_method
 from limbeck.methods.sequence.base import token_log_probabilities
-from limbeck.methods.sequence.kdrl import KDRL, Falling
+from limbeck.methods.sequence.kdrl import KDRL
 from limbeck.methods.sequence.minillm import MiniLLM
-from limbeck.schedules import Progress
+from limbeck.schedules import Progress, weight_at
 from limbeck.signals import Signals
 
 
@@ -133,10 +133,11 @@ def _grouped(case: Case) -> dict[str, Tensor]:
 def kdrl(case: Case) -> dict[str, Tensor]:
     config, samples, grouped = case.config, _Samples(case), _grouped(case)
     where = Progress(config["step"], 10**6, 1)
-    scheduled = build_method("kdrl", beta=config["beta_init"], anneal=config["delta"], beta_floor=config["beta_min"])
-    weight = scheduled.weights["kd"]
-    assert isinstance(weight, Falling)
-    beta = weight(where)
+    clip = config["clip_eps"]
+    scheduled = build_method(
+        "kdrl", beta=config["beta_init"], anneal=config["delta"], beta_floor=config["beta_min"], clip=clip
+    )
+    beta = weight_at(scheduled.weights["kd"], where)
     used = beta * config["beta_scale_in_this_golden"]
     batch, mask = samples.batch(**grouped), samples.mask.bool()
     policy = -term(scheduled, "policy", batch, **samples.signals).mean()
@@ -157,12 +158,12 @@ def kdrl(case: Case) -> dict[str, Tensor]:
     }
     for estimator, short in (("k2", "k2"), ("k3", "k3"), ("exact", "full")):
         for keep, title in (("all", "none"), ("wrong", "response"), ("unsolved_group", "group")):
-            method = build_method("kdrl", beta=used, estimator=estimator, keep=keep)
+            method = build_method("kdrl", beta=used, estimator=estimator, keep=keep, clip=clip)
             terms = {n: term(method, n, batch, **samples.signals).mean() for n in ("policy", "kd")}
             loss = terms["policy"] + used * terms["kd"]
             results[f"out.loss.{short}.{title}"] = loss
             results[f"grad.student_logits.{short}.{title}"] = samples.gradient(loss)
-    shaped = build_method("kdrl", beta=used, placement="advantage")
+    shaped = build_method("kdrl", beta=used, placement="advantage", clip=clip)
     assert isinstance(shaped, KDRL)
     loss = term(shaped, "policy", batch, **samples.signals).mean()
     return results | {"out.loss.k1_in_advantage": loss, "grad.student_logits.k1_in_advantage": samples.gradient(loss)}

@@ -45,12 +45,18 @@ def replays(*names: str) -> Callable[[Adapter], Adapter]:
 def adapter_for(name: str) -> Adapter:
     """Returns the adapter of a method.
 
+    Where what follows the colon of "method: variant" is new, it is that of the method's other variants.
+
     Raises:
         UnknownNameError: none replays it.
     """
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         importlib.import_module(f"goldens.{module.name}")
     if name not in _ADAPTERS:
+        method, colon, _ = name.partition(":")
+        related = {adapter for other, adapter in _ADAPTERS.items() if other.startswith(method + ":")}
+        if colon and len(related) == 1:
+            return related.pop()
         raise UnknownNameError(f"no adapter replays the method '{name}'. {suggest(name, _ADAPTERS, show=40)}")
     return _ADAPTERS[name]
 

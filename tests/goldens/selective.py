@@ -69,7 +69,7 @@ def tsd_kd(case: Case) -> dict[str, Tensor]:
         "out.loss_em": parts["entropy"],
         "out.loss": loss,
         "out.pl_nll_official_direction": plackett_luce(scores, order.flip(-1), reduction="none"),
-        "out.loss_official_code": _released_tsd_kd(case, ours, theirs, jsd, mask),
+        "out.loss_official_code": _released_tsd_kd(case),
         **gradients(loss, leaves),
         "grad.student_logits.indirect": found["ranking"],
         "grad.student_logits.direct": found["jsd"],
@@ -77,26 +77,28 @@ def tsd_kd(case: Case) -> dict[str, Tensor]:
     }
 
 
-def _released_tsd_kd(case: Case, ours: Tensor, theirs: Tensor, jsd: Tensor, mask: Tensor) -> Tensor:
+def _released_tsd_kd(case: Case) -> Tensor:
     """What the authors' code computes, from limbeck's parts.
 
-    Ten candidates in the reversed order; an opening found over the batch's tokens in a row, its length then used for
-    every sequence; the gate without temperature; entropy of all tokens above a low quantile.
+    Ten candidates in the reversed order; an opening found over the batch's tokens in a row, without the token that
+    completes it, its length then used for every sequence; the gate without temperature; entropy of all tokens above a
+    low quantile, of masked ones too. All of tempered logits, quantile and opening in single precision.
     """
-    student, teacher, fraction = (
-        case.input("student_logits"),
-        case.input("teacher_logits"),
-        case.config["opener_fraction"],
-    )
-    valid = ours[mask]
-    length = int((valid.cumsum(0) >= fraction * valid.sum()).nonzero()[0])
+    config, mask = case.config, case.input("labels") != -100
+    student, teacher = (case.input(f"{side}_logits") / config["jsd_temperature"] for side in ("student", "teacher"))
+    ours, theirs = entropy(student), entropy(teacher)
+    if not mask.any():
+        return torch.full((), torch.nan)
+    valid, fraction = ours[mask].float(), config["opener_fraction"]
+    length = int(((valid / valid.sum()).cumsum(0) >= fraction).float().argmax())
     candidates = student.topk(min(10, student.shape[-1]), dim=-1).indices
     worst_first = teacher.gather(-1, candidates).argsort(dim=-1)
     ranking = plackett_luce(student.gather(-1, candidates), worst_first, reduction="none")
     opened = ranking[:, :length][mask[:, :length]]
+    jsd = divergence("jsd", beta=config["beta"])(teacher.log_softmax(-1), student.log_softmax(-1))
     direct = (torch.sigmoid(ours - theirs) * jsd)[mask].mean()
     uncertain = ours[ours >= torch.quantile(valid, fraction)].mean()
-    return case.config["alpha"] * (opened.mean() if len(opened) else opened.sum()) + direct + uncertain
+    return config["alpha"] * opened.sum() / (len(opened) + 1e-8) + direct + uncertain
 
 
 @replays("OPSD on-policy self-distillation losses")
@@ -139,6 +141,7 @@ def distillm2(case: Case) -> dict[str, Tensor]:
     method = build_method(
         "distillm2",
         skew=config["base_alpha_1"],
+        generated_skew=config["base_alpha_2"],
         adaptive_skew=True,
         growing_weight=config["gradual_beta"],
         least_skew=config["alpha_min"],
@@ -146,7 +149,7 @@ def distillm2(case: Case) -> dict[str, Tensor]:
     )
     assert isinstance(method, DistiLLM2)
     method.double()
-    method.anchors.copy_(torch.tensor([config["logp_logq"], config["logq_logp"]]))
+    method.anchors.copy_(torch.tensor([config["logp_logq"], config["logq_logp"]], dtype=torch.float64))
 
     def run(first: slice, second: slice) -> tuple[Batch, dict[str, Signals]]:
         batch = token_batch(labels[first], mask[first], generated_labels=labels[second], generated_mask=mask[second])

@@ -52,6 +52,7 @@ class DistiLLM2(SequenceMethod):
 
     Args:
         skew: largest share of a distribution itself in its mixture.
+        generated_skew: the same on the student's answers; ``skew`` when None.
         adaptive_skew: whether the share follows each sequence.
         growing_weight: whether the weight of the student's answers grows from 1 to 1.5.
         anchor_steps: number of steps over whose sequences the mean distance is taken.
@@ -74,6 +75,7 @@ class DistiLLM2(SequenceMethod):
         self,
         *,
         skew: Fraction = 0.1,
+        generated_skew: Fraction | None = None,
         adaptive_skew: bool = False,
         growing_weight: bool = False,
         anchor_steps: Count = 10,
@@ -82,6 +84,7 @@ class DistiLLM2(SequenceMethod):
     ) -> None:
         super().__init__()
         self.skew, self.least_skew = skew, least_skew
+        self.generated_skew = skew if generated_skew is None else generated_skew
         self.adaptive_skew = adaptive_skew
         self.anchor_steps = anchor_steps
         self.detach_skew = detach_skew
@@ -117,14 +120,18 @@ class DistiLLM2(SequenceMethod):
 
     def _fixed(self, name: str) -> Divergence:
         options = {"detach_mixture": True} if name == "skew_rkl" else {}
-        return divergence(name, alpha=self.skew, **options)
+        return divergence(name, alpha=self._largest(name), **options)
+
+    def _largest(self, name: str) -> float:
+        return self.skew if name == "skew_kl" else self.generated_skew
 
     def shares(self, name: str, log_q: Tensor, log_p: Tensor) -> Tensor:
         """Returns each sequence's share ``[B]`` from mean log-probabilities of its tokens, ``[B]`` of both models."""
         gap = log_p.exp() - log_q.exp() if name == "skew_kl" else log_q.exp() - log_p.exp()
         anchor = self.anchors[0 if name == "skew_kl" else 1]
         # Where the distance has the other sign this is above one, and the largest share is taken.
-        share = (1 - (1 - self.skew) * anchor / (gap + 1e-5)).clamp(self.least_skew, self.skew)
+        largest = self._largest(name)
+        share = (1 - (1 - largest) * anchor / (gap + 1e-5)).clamp(self.least_skew, largest)
         return share.detach() if self.detach_skew else share
 
     def _adaptive(self, name: str, student: Signals, teacher: Signals, labels: Tensor, mask: Tensor) -> Tensor:
@@ -135,7 +142,7 @@ class DistiLLM2(SequenceMethod):
         means = [sequence_means(x.gather(-1, chosen).squeeze(-1), mask) for x in (log_q, log_p)]
         self._observe(name, *means)
         known = bool(self.anchors.any())
-        share = self.shares(name, *means) if known else torch.full_like(means[0], self.skew)
+        share = self.shares(name, *means) if known else torch.full_like(means[0], self._largest(name))
         weight = share.view(-1, 1, 1)
         if name == "skew_kl":
             return times(log_p.exp(), log_p - log_mixture(log_p, log_q, weight)).sum(-1)

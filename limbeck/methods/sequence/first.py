@@ -18,6 +18,9 @@ from limbeck.signals import Batch, Signals, Terms
 
 Calibration = Literal["none", "label_smoothing", "probability_temperature", "logit_temperature"]
 
+_FLOOR = 1e-6
+"""Least probability after smoothing, which the first class may not survive where it has less than it should lose."""
+
 
 def calibrated(
     logprobs: Tensor, calibration: Calibration, *, temperature: float, smoothing: float, eps: float
@@ -31,7 +34,7 @@ def calibrated(
             ``logit_temperature`` the ordinary ``softmax(log p / temperature)``.
         temperature: of either kind.
         smoothing: mass that the first class loses.
-        eps: added to probabilities before they are scaled, and their floor after smoothing.
+        eps: added to probabilities that are neither smoothed nor softened, before they are scaled.
     """
     p = logprobs.exp()
     if calibration == "probability_temperature":
@@ -41,7 +44,7 @@ def calibrated(
     if calibration == "label_smoothing":
         change = torch.full_like(p, smoothing / max(p.shape[-1] - 1, 1))
         change[..., 0] = -smoothing if p.shape[-1] > 1 else 0.0
-        p = (p + change).clamp(min=eps)
+        p = (p + change).clamp(min=_FLOOR)
         return p / p.sum(-1, keepdim=True)
     return (p + eps) / (p + eps).sum(-1, keepdim=True)
 

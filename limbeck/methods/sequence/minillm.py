@@ -39,7 +39,7 @@ class MiniLLM(SequenceMethod):
 
     Deviations: the paper leaves the immediate reward out of the return where the single-step part counts it; the
     authors' code keeps it, and so does this unless ``future_only`` is set. Their cross-entropy on pre-training text is
-    a further method beside this one. They whiten over padding too (``whiten: all``); the default counts tokens only.
+    a further method beside this one. They whiten over padding too (``whiten_padding``); the default counts tokens only.
 
     Args:
         reward_scale: divides log-ratios before they are cut.

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from limbeck.errors import RecipeError
 from limbeck.functional.log_divergences import forward_kl
 from limbeck.functional.privacy import swing_target
 from limbeck.functional.sequences import spread_hits
@@ -123,6 +124,8 @@ class Swing(SequenceMethod):
         average: Average = "token_mean",
     ) -> None:
         super().__init__()
+        if lowest > highest:
+            raise RecipeError(f"method 'swing': 'lowest' = {lowest} should not be above 'highest' = {highest}")
         self.lowest, self.highest, self.decay = lowest, highest, decay
         self.kind, self.noise_scale = noise, noise_scale
         self.rule = SwingRule(floor, student_temperature == "shared", lowest)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from limbeck.errors import RecipeError
 from limbeck.functional.divergence_registry import Divergence, divergence
 from limbeck.functional.token_losses import Rule, Scores, TargetLogits, Targets, TokenLoss
 from limbeck.hyperparameters import Fraction, NonNegative
@@ -122,6 +123,8 @@ class TAID(SequenceMethod):
         adaptive: bool = True,
     ) -> None:
         super().__init__()
+        if start > end:
+            raise RecipeError(f"method 'taid': 'start' = {start} should not be above 'end' = {end}")
         self.start, self.end = start, end
         self.step_size = step_size
         self.momentum = momentum

@@ -118,8 +118,12 @@ def rewards_to_go(pair: TextPair, ours: Tensor, theirs: Tensor, *, discount: flo
         pair: the text on both sides.
         ours: ``[B, T]`` log-probabilities of the student's tokens.
         theirs: ``[B, T']`` those that the teacher gives to its own.
-        discount: what a later span counts, once more for every span in between.
+        discount: what a later span counts, once more for every span in between; where both read the same tokens, for
+            every position, also of tokens that do not count.
     """
+    if pair.same:
+        sums = reward_to_go(theirs - ours, pair.mask, discount=discount)
+        return torch.where(pair.mask, sums, sums.new_zeros(()))
     count = pair.count
     gaps = span_sums(theirs, pair.teacher_spans, count) - span_sums(ours, pair.spans, count)
     sums = reward_to_go(gaps, pair.there(), discount=discount)
