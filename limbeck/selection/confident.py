@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from limbeck.functional.web_images import Confident, confident_samples, teacher_share
-from limbeck.hyperparameters import Fraction
+from limbeck.hyperparameters import Fraction, NonNegative, Positive
 from limbeck.selection.base import Choice, PoolSignals, Selector, selector
 
 _PUBLISHED_EPOCHS = 240
@@ -27,13 +27,15 @@ class ConfidentSamples(Selector):
 
     Args:
         cutoff: threshold of the class that is predicted most.
+        period: after how many of the published epochs the teacher's share would reach zero by itself.
+        last: after how many of them the student decides alone.
     """
 
     counted = False
     roles = ("student", "teacher")
 
-    def __init__(self, *, cutoff: Fraction = 0.95) -> None:
-        self.cutoff = cutoff
+    def __init__(self, *, cutoff: Fraction = 0.95, period: Positive = 160.0, last: NonNegative = 120.0) -> None:
+        self.cutoff, self.period, self.last = cutoff, period, last
 
     def scores(self, pool: PoolSignals) -> Tensor:
         """Returns the confidence in each sample."""
@@ -44,5 +46,5 @@ class ConfidentSamples(Selector):
         return Choice(scores, self._found(pool).selected)
 
     def _found(self, pool: PoolSignals) -> Confident:
-        share = teacher_share(pool.fraction * _PUBLISHED_EPOCHS)
+        share = teacher_share(pool.fraction * _PUBLISHED_EPOCHS, period=self.period, last=self.last)
         return confident_samples(pool.given("logits"), pool.given("teacher_logits"), share=share, cutoff=self.cutoff)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -178,3 +179,20 @@ def test_errors_name_cause_and_fix() -> None:
         build_selector("pcorset")
     with pytest.raises(RecipeError, match="gian"):
         build_selector({"name": "rad", "gian": "margin"})
+
+
+def test_who_decides_what_is_confident_follows_the_schedule() -> None:
+    sure, unsure = torch.tensor([[9.0, 0.0], [0.0, 0.1]]), torch.zeros(2, 2)
+    pool = PoolSignals(logits=unsure, teacher_logits=sure, fraction=0.25)
+
+    def confidence(**options: float) -> float:
+        return float(build_selector({"name": "confident", **options}, counted=False).scores(pool)[0])
+
+    # The published run is at epoch 60 of 240.
+    expected = [torch.tensor([share * 9.0, 0.0]).softmax(0)[0] for share in map(_share, (61 / 160, 61 / 80))]
+    assert [confidence(), confidence(period=80)] == pytest.approx([float(p) for p in expected])
+    assert confidence(last=60) == pytest.approx(0.5)
+
+
+def _share(progress: float) -> float:
+    return 1 - math.exp(-5 * (progress - 1) ** 2)
