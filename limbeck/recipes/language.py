@@ -118,9 +118,12 @@ def stage_text(
 
 
 def _refuse_pictures(spec: DataSpec) -> None:
-    for key in ("augment", "views"):
-        if getattr(spec, key):
-            raise RecipeError(f"data.{key} is for images; text has none, remove it")
+    for key, what in {**dict.fromkeys(("augment", "views"), "images"), **dict.fromkeys(_OF_CLASSES, "classes")}.items():
+        if getattr(spec, key) != DataSpec.model_fields[key].get_default(call_default_factory=True):
+            raise RecipeError(f"data.{key} is for {what}; text has none, remove it")
+
+
+_OF_CLASSES = ("imbalance", "label_noise", "labelled", "unlabelled", "labelled_per_batch", "label_ids")
 
 
 def _tokenizer_of(stage: StageSpec) -> str:

@@ -250,3 +250,13 @@ def test_a_shipped_recipe_trains(name):
         stage.rehearse(stage.first_batch())
         after = stage.learners["student"].state_dict()
         assert any(not torch.equal(before[key], value) for key, value in after.items())
+
+
+@pytest.mark.parametrize(
+    "key, value", [("augment", ["flip"]), ("imbalance", 10), ("label_noise", 0.1), ("labelled", 4)]
+)
+def test_what_only_images_and_classes_have_is_refused(key, value, tmp_path):
+    data = {"name": "persuasion", "options": {"tokenizer": "bytes", "context": 32}, key: value}
+    roles = {"student": {"model": {"name": "llama", "layers": 1, "width": 16, "heads": 2}}}
+    with pytest.raises(RecipeError, match=rf"data\.{key} is for (images|classes)"):
+        run_recipe({"task": "causal-lm", "data": data, "roles": roles, "method": "sft"}, out=tmp_path / "run")
