@@ -253,7 +253,7 @@ def test_a_shipped_recipe_trains(name):
 
 
 @pytest.mark.parametrize(
-    "key, value", [("augment", ["flip"]), ("imbalance", 10), ("label_noise", 0.1), ("labelled", 4)]
+    ("key", "value"), [("augment", ["flip"]), ("imbalance", 10), ("label_noise", 0.1), ("labelled", 4)]
 )
 def test_what_only_images_and_classes_have_is_refused(key, value, tmp_path):
     data = {"name": "persuasion", "options": {"tokenizer": "bytes", "context": 32}, key: value}
