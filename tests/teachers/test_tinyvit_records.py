@@ -121,3 +121,9 @@ def test_a_live_teacher_cut_to_k_equals_its_cache() -> None:
     live = as_term(method(batch, student=Signals(logits=student), teacher=Signals(logits=teacher))["soft_ce"]).values
     stored = build_method("tinyvit")(batch, student=Signals(logits=student), teacher=cached)
     torch.testing.assert_close(as_term(stored["soft_ce"]).values, live, rtol=2e-3, atol=2e-3)
+
+
+def test_keys_keep_whatever_is_no_line_feed(tmp_path: Path) -> None:
+    keys = ["a\u2028b.jpg", " c\r", "\x0bé"]
+    write_records(tmp_path, keys, _probabilities()[:3], np.arange(3), k=2, epoch=0)
+    assert read_records(tmp_path, k=2, epoch=0)[0] == keys

@@ -146,9 +146,11 @@ def read_records(folder: str | Path, *, k: int, epoch: int, rank: int = 0) -> tu
     """
     names, values = _files(Path(folder), epoch, rank, k)
     try:
-        keys = names.read_text("utf-8").splitlines()
+        # Only what ends a key's line here may end it: names hold other separators too.
+        text = names.read_bytes().decode("utf-8").removesuffix("\n")
+        keys = text.split("\n") if text else []
         records = decode(np.fromfile(values, dtype=np.uint8), k=k)
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise CacheError(f"no records of epoch {epoch}, rank {rank}, k = {k} in '{folder}': {error}") from None
     if len(keys) != len(records.seeds):
         raise CacheError(f"'{names}' has {len(keys)} keys, but '{values}' has {len(records.seeds)} records")
