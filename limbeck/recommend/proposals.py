@@ -101,7 +101,7 @@ def recommend(
             f"'{wish.data}' is text, and recipes are proposed for classifiers only; `limbeck explain METHOD` says how "
             "a method for language models did, and `limbeck bench` compares several on text of yours"
         )
-    rows = [row for table in shipped_results().values() for row in table]
+    rows = [row for suite, table in shipped_results().items() for row in _comparable(suite, table)]
     rows += [row for path in results for row in read_csv(Path(path))]
     rows = [row for row in rows if not math.isnan(row.accuracy)]  # Comparisons of language models say nothing here.
     ranked = [e for e in evidence_for(wish, rows) if e.method not in BASELINES]
@@ -125,6 +125,27 @@ def recommend(
     proposals = tuple(Proposal(e, recipe, role, _reasons(e)) for e, recipe, role in chosen)
     found = Recommendation(wish, proposals, tuple(_gaps(wish, proposals, rows)), refused)
     return found if out is None else _written(found, Path(out))
+
+
+def _comparable(suite: str, rows: Sequence[Row]) -> list[Row]:
+    """Returns the runs of a shipped comparison that answer the question asked here: which method, all else equal.
+
+    A comparison whose labels are few or are bought asks another one, and so does one that trains a teacher of its own
+    in every run; an arm may also be there to see what other data would do.
+    """
+    if suite not in shipped_suites():
+        return list(rows)
+    found = load_suite(suite)[1]
+    if "stages" in found.recipe or _other_data(found.recipe):
+        return []
+    return [row for row in rows if not _other_data(found.arms.get(row.arm, {}), ("limit", "options"))]
+
+
+def _other_data(recipe: Mapping[str, Any], also: Sequence[str] = ()) -> bool:
+    """Says whether labels are left out of a recipe or bought, or its data section has one of the keys ``also``."""
+    data = recipe.get("data")
+    changed = set(data) if isinstance(data, dict) else set()
+    return recipe.get("active") is not None or bool(changed & {"labelled", "unlabelled", *also})
 
 
 def _choose(
@@ -171,7 +192,9 @@ def _recipe_for(wish: Wish, evidence: Evidence, weights: str, data: dict[str, An
     source = evidence.comparisons[0]
     recipe = as_plain(_recorded(source.suite, evidence))
     for stage in recipe["stages"]:
-        stage["data"] = {"name": wish.data, **data} | ({"limit": wish.samples} if wish.samples else {})
+        # What the method needs of the data stays; the rest belonged to the recorded data set.
+        needed = {key: stage["data"][key] for key in ("holdout", "views") if stage["data"].get(key)}
+        stage["data"] = {"name": wish.data, **needed, **data} | ({"limit": wish.samples} if wish.samples else {})
         if wish.epochs:
             # Stages of one recipe share the epochs as they did in the comparison.
             total = sum(s["train"]["epochs"] for s in as_plain(_recorded(source.suite, evidence))["stages"])

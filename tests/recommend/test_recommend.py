@@ -116,6 +116,41 @@ def test_other_models_and_data_take_the_place_of_the_recorded_ones() -> None:
     assert "No comparison was made of resnet56 and vit_micro" in said
 
 
+@pytest.mark.parametrize(
+    "wish",
+    [
+        Wish("resnet20", "resnet8", "fashion-mnist-small", samples=200, epochs=1),
+        Wish("resnet20", "mlp", "digits"),
+        Wish("clst", "kd_cnn", "radio"),
+    ],
+)
+def test_comparisons_that_ask_another_question_say_nothing(wish: Wish) -> None:
+    found = recommend(wish, teacher_weights="teacher.safetensors", usable=lambda recipe: None)
+    suites = {c.suite for p in found.proposals for c in p.evidence.comparisons}
+    assert suites.isdisjoint({"fashion_mnist_active", "fashion_mnist_few_labels", "breast_cancer_kd_oct"})
+    for proposal in found.proposals:
+        recipe = load_recipe(proposal.recipe)
+        assert recipe.active is None
+        assert {stage.data.labelled for stage in recipe.stages} == {None}
+        teacher = recipe.stages[-1].roles.get("teacher")
+        assert teacher is None or teacher.model in (wish.teacher, None)
+    assert not any("%" in p.name for p in found.proposals)
+
+
+def test_data_that_a_method_holds_out_are_held_out_in_its_proposal() -> None:
+    rows = [row for table in shipped_results().values() for row in table]
+    others = {e.arm for e in evidence_for(WISH, rows)} - {"kd_aif"}
+
+    def refuse(recipe: dict[str, object]) -> None:
+        if load_recipe(recipe).stages[-1].method_name != "kd_aif":
+            raise NeedsError("another one")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("limbeck.recommend.proposals._TRIED", len(others) + 1)
+        found = recommend(WISH, usable=refuse)
+    assert [stage.data.holdout for stage in load_recipe(found.proposals[0].recipe).stages] == [0.1]
+
+
 def test_what_cannot_be_used_here_is_passed_over_with_the_reason() -> None:
     best = next(e.arm for e in evidence_for(WISH, [r for rows in shipped_results().values() for r in rows]))
 
