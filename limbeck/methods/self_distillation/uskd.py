@@ -128,6 +128,8 @@ def _middle(student: Signals) -> Tensor:
     middle = stages[-2]
     if middle.dim() == 2:
         return middle
+    if middle.dim() == 4:
+        return middle.flatten(2).mean(2)
     try:
         places, class_tokens = split_tokens(middle)
     except ValueError as error:
