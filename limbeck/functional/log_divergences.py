@@ -126,10 +126,16 @@ def jsd(log_p: Tensor, log_q: Tensor, *, beta: float = 0.5, normalized: bool = F
     return scale * (beta * times(p, log_p - log_m) + (1 - beta) * times(q, log_q - log_m))
 
 
+def _filled(log_a: Tensor, log_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns both with 0 in place of what neither has mass for: equal there, and without gradient."""
+    empty = torch.isneginf(log_a) & torch.isneginf(log_b)
+    return log_a.masked_fill(empty, 0.0), log_b.masked_fill(empty, 0.0)
+
+
 def _gap(log_a: Tensor, log_b: Tensor) -> Tensor:
     """Returns ``log(a / b)``; 0 without gradient where neither has mass."""
-    empty = torch.isneginf(log_a) & torch.isneginf(log_b)
-    return log_a.masked_fill(empty, 0.0) - log_b.masked_fill(empty, 0.0)
+    first, second = _filled(log_a, log_b)
+    return first - second
 
 
 def _log_ratio(log_a: Tensor, log_b: Tensor, weight: float) -> Tensor:
@@ -156,7 +162,9 @@ def _skew_rkl_slope(log_p: Tensor, log_q: Tensor, *, alpha: float = 0.1, detach_
     log_m = log_mixture(log_q, log_p, alpha)
     q = log_q.exp()
     slope = times(q, log_q - log_m) + q
-    return slope if detach_mixture else slope - alpha * times(q, (log_q - log_m).exp())
+    if detach_mixture or alpha == 0.0:
+        return slope
+    return slope - alpha * times(q, (log_q - log_m).exp())
 
 
 @register_divergence("skew_rkl", slope=_skew_rkl_slope, convex=True)
@@ -182,9 +190,11 @@ def total_variation(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def _alpha_beta_slope(log_p: Tensor, log_q: Tensor, *, alpha: float = 0.2, beta: float = 0.7) -> Tensor:
+    log_p, log_q = _filled(log_p, log_q)
     if alpha == 0.0:
-        return (beta * log_q).exp() * (log_q - log_p)
-    return ((beta + alpha) * log_q).exp() / alpha - (alpha * log_p + beta * log_q).exp() / alpha
+        return times(_power(log_q, beta), log_q - log_p)
+    mixed = log_p * alpha if beta == 0.0 else alpha * log_p + beta * log_q
+    return (_power(log_q, alpha + beta) - mixed.exp()) / alpha
 
 
 @register_divergence("alpha_beta", slope=_alpha_beta_slope)
@@ -199,6 +209,7 @@ def alpha_beta(log_p: Tensor, log_q: Tensor, *, alpha: float = 0.2, beta: float 
     :math:`1/\beta` there. Exponents below zero reward no mass beyond all bounds and may overflow.
     """
     a, b = alpha, beta
+    log_p, log_q = _filled(log_p, log_q)
     if a == 0.0 and b == 0.0:
         return 0.5 * (log_p - log_q).square()
     if a == 0.0:
@@ -211,6 +222,11 @@ def alpha_beta(log_p: Tensor, log_q: Tensor, *, alpha: float = 0.2, beta: float 
     mixed = (a * log_p + b * log_q).exp()
     own_p, own_q = ((a + b) * log_p).exp(), ((a + b) * log_q).exp()
     return (a / (a + b) * own_p + b / (a + b) * own_q - mixed) / (a * b)
+
+
+def _power(logs: Tensor, exponent: float) -> Tensor:
+    """Returns powers from logarithms; 1 for the power 0, also of nothing."""
+    return torch.ones_like(logs) if exponent == 0.0 else (exponent * logs).exp()
 
 
 def _power_kl(log_a: Tensor, log_b: Tensor, exponent: float) -> Tensor:
@@ -228,7 +244,8 @@ def head_weight(log_p: Tensor, log_q: Tensor, *, mu: float = 0.5) -> Tensor:
     with torch.no_grad():
         p = log_p.exp()
         ordered, order = p.sort(dim=-1, descending=True, stable=True)
-        head = ordered.cumsum(-1) <= mu
+        # Sums of all classes may be a little above one.
+        head = ordered.cumsum(-1) <= (mu if mu < 1.0 else torch.inf)
         head[..., 0] = True
         gap = (p - log_q.exp()).abs()
         head_gap = torch.where(head, gap.gather(-1, order), gap.new_zeros(())).sum(-1, keepdim=True)
@@ -278,8 +295,8 @@ def _alpha_slope(log_p: Tensor, log_q: Tensor, *, alpha: float = 0.5) -> Tensor:
         return _forward_kl_slope(log_p, log_q)
     if alpha == 0.0:
         return _reverse_kl_slope(log_p, log_q)
-    q = log_q.exp()
-    return ((alpha * log_p + (1 - alpha) * log_q).exp() * (1 - alpha) - (1 - alpha) * q) / (alpha * (alpha - 1))
+    log_p, log_q = _filled(log_p, log_q)
+    return (log_q.exp() - (alpha * log_p + (1 - alpha) * log_q).exp()) / alpha
 
 
 @register_divergence("alpha", slope=_alpha_slope, convex=True)
@@ -292,5 +309,6 @@ def alpha_divergence(log_p: Tensor, log_q: Tensor, *, alpha: float = 0.5) -> Ten
         return forward_kl(log_p, log_q)
     if alpha == 0.0:
         return reverse_kl(log_p, log_q)
+    log_p, log_q = _filled(log_p, log_q)
     mixed = (alpha * log_p + (1 - alpha) * log_q).exp()
     return (mixed - alpha * log_p.exp() - (1 - alpha) * log_q.exp()) / (alpha * (alpha - 1))

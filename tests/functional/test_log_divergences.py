@@ -146,17 +146,33 @@ def test_classes_without_mass_on_both_sides_do_not_count() -> None:
     gone = torch.zeros(V, dtype=torch.bool)
     gone[3] = True
     kept = [c for c in range(V) if c != 3]
-    for name, options in VARIANTS:
-        if name == "alpha_beta" and min(options.get("alpha", 0.2), options.get("beta", 0.7)) <= 0:
-            continue  # a negative or zero power of no mass is not zero
+    # Negative powers of no mass are not zero, but these classes are the same on both sides.
+    negative = [("alpha_beta", {"alpha": -0.3, "beta": 0.8}), ("alpha", {"alpha": -0.5}), ("alpha", {"alpha": 1.7})]
+    for name, options in [*VARIANTS, *negative]:
         chosen = divergence(name, **options)
-        whole = chosen(
-            teacher.masked_fill(gone, -torch.inf).log_softmax(-1), student.masked_fill(gone, -torch.inf).log_softmax(-1)
-        )
+        log_p, log_q = (x.masked_fill(gone, -torch.inf).log_softmax(-1) for x in (teacher, student))
+        whole = chosen(log_p, log_q)
         part = chosen(teacher[:, kept].log_softmax(-1), student[:, kept].log_softmax(-1))
         torch.testing.assert_close(whole, part, msg=lambda text, n=name: f"{n}: {text}")
-        (gradient,) = torch.autograd.grad(whole.sum(), student)
+        (gradient,) = torch.autograd.grad(whole.sum(), student, retain_graph=True)
         assert torch.isfinite(gradient).all(), name
+        assert chosen.slope is not None
+        slope = chosen.slope(log_p, log_q)
+        slope = slope - log_q.exp() * slope.sum(-1, keepdim=True)
+        torch.testing.assert_close(slope, gradient, rtol=1e-9, atol=1e-12, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_skew_of_nothing_is_reverse_kl_where_students_are_sure_of_what_teachers_rule_out() -> None:
+    teacher, student = (torch.tensor([[0.0, x, -x]], dtype=torch.float64).log_softmax(-1) for x in (900.0, -900.0))
+    slopes = [divergence(n, **o).slope for n, o in (("skew_rkl", {"alpha": 0.0}), ("reverse_kl", {}))]
+    torch.testing.assert_close(*(slope(teacher, student) for slope in slopes if slope is not None))
+
+
+def test_adaptive_kl_is_forward_kl_where_all_is_head() -> None:
+    student, teacher = _pair(rows=200)
+    log_p, log_q = teacher.log_softmax(-1), student.log_softmax(-1)
+    whole, forward = divergence("adaptive_kl", mu=1.0), divergence("forward_kl")
+    torch.testing.assert_close(whole(log_p, log_q), forward(log_p, log_q))
 
 
 def test_adaptive_kl_halves_where_nothing_differs() -> None:
