@@ -47,7 +47,8 @@ def comparisons() -> str:
         said = "\n".join(f"- {finding}" for finding in findings(summaries))
         parts.append(
             f"## `{suite}`\n\n{said}\n\n{measured_table(whole)}\nMeasured on: {machine}. "
-            f"`limbeck bench {suite}` runs it again; `limbeck explain METHOD` names the recipe of one row."
+            f"`limbeck bench {suite}` runs it again, and one row of it by its name: "
+            f"`limbeck bench {suite} --arm '{summaries[0].arm}'`."
         )
     return "\n\n".join(parts)
 

@@ -178,7 +178,7 @@ def measured_table(result: Measured, *, own: str | None = None) -> str:
     baselines = result.summaries[0].terms.baselines
     timed = any(not math.isnan(arm.seconds) for arm in result.summaries)
     rows = [
-        _bold(_arm(arm, facts, timed=timed), own in arm.method.split(" + ") and arm.arm not in baselines)
+        _bold(_arm(arm, facts, timed=timed), own in (arm.arm, *arm.method.split(" + ")) and arm.arm not in baselines)
         for arm in result.summaries
     ]
     pair = f"`{result.teacher}` to `{result.student}`" if result.teacher else f"`{result.student}`"

@@ -39,7 +39,7 @@ def write_page(name: str, about: str, rows: Sequence[Row], path: Path, terms: Te
         figure = _ranking(rows, terms)
         sections += [Text("What it says", tuple(findings(summaries)))]
         sections += [Figures(terms.criterion.title, (figure,))] if figure is not None else []
-        sections += [_table(summaries)]
+        sections += [_table(name, summaries)]
     write_atomically(path, render(f"Comparison {name}", sections, subtitle=about).encode())
     return path
 
@@ -119,7 +119,7 @@ def _nested(key: str, value: float) -> dict[str, Any]:
     return {first: _nested(rest, value) if dot else value}
 
 
-def _table(summaries: Sequence[Summary]) -> Table:
+def _table(name: str, summaries: Sequence[Summary]) -> Table:
     best = summaries[0].mean
     facts = facts_of(summaries)
     columns = [Column("Arm", numeric=False), *(Column(fact.title, fact.explanation) for fact in facts)]
@@ -133,7 +133,9 @@ def _table(summaries: Sequence[Summary]) -> Table:
         )
         for s in summaries
     )
-    return Table("All arms", tuple(columns), rows, f"Sorted by {summaries[0].terms.criterion.title.lower()}.")
+    again = f"limbeck bench {name} --arm '{summaries[0].arm}'"
+    note = f"Sorted by {summaries[0].terms.criterion.title.lower()}. One row is run again by its name: {again}."
+    return Table("All arms", tuple(columns), rows, note)
 
 
 def _cell(fact: Fact, summary: Summary, *, best: bool) -> Cell:

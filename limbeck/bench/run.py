@@ -13,9 +13,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from limbeck.bench.page import write_page
-from limbeck.bench.suite import Suite, load_suite
+from limbeck.bench.suite import Suite, arm_of, load_suite
 from limbeck.bench.table import Row, write_csv
-from limbeck.errors import LimbeckError
+from limbeck.errors import LimbeckError, UnknownNameError, suggest
 from limbeck.recipes.load import as_plain
 from limbeck.recipes.schema import Recipe
 
@@ -27,6 +27,7 @@ def run_suite(
     overrides: Sequence[str] = (),
     *,
     out: Path | None = None,
+    arms: Sequence[str] = (),
     workers: int | None = None,
     trust: bool = False,
 ) -> Path:
@@ -36,6 +37,7 @@ def run_suite(
         where: a suite file or the name of a shipped suite.
         overrides: ``key=value`` strings, such as ``recipe.train.epochs=2`` or ``seeds=[0]``.
         out: folder of the runs, ``results.csv`` and ``results.html``; ``runs/bench-<suite>`` when None.
+        arms: labels of the arms to run; all when empty. The table shows whatever has finished.
         workers: runs at a time, each on one thread; one a core when None.
         trust: allow models that run the code they name.
 
@@ -43,15 +45,18 @@ def run_suite(
         The page.
 
     Raises:
+        UnknownNameError: the comparison has no such arm.
         LimbeckError: the suite is malformed, or arms failed; those that worked are kept, and the message names the
             others.
     """
     name, suite = load_suite(where, overrides)
     terms = suite.terms
     folder = out or Path("runs") / f"bench-{name}"
+    _check_arms(suite, arms)
     recipes = suite.recipes(_prepare(suite, folder, workers=workers, trust=trust))
+    chosen = {key: recipe for key, recipe in recipes.items() if not arms or arm_of(key[0])[0] in arms}
     failures: dict[str, str] = {}
-    for label, problem in run_recipes(recipes, folder, workers=workers, trust=trust):
+    for label, problem in run_recipes(chosen, folder, workers=workers, trust=trust):
         if problem:
             failures[label] = problem
     rows = [
@@ -66,8 +71,15 @@ def run_suite(
         shown = sorted(failures.items())[:_SHOWN]
         said = "; ".join(f"{label}: {problem}" for label, problem in shown)
         said += f"; and {len(failures) - len(shown)} more" if len(failures) > len(shown) else ""
-        raise LimbeckError(f"{len(failures)} of {len(recipes)} runs failed ({said}). The others are in '{page}'")
+        raise LimbeckError(f"{len(failures)} of {len(chosen)} runs failed ({said}). The others are in '{page}'")
     return page
+
+
+def _check_arms(suite: Suite, arms: Sequence[str]) -> None:
+    known = [*suite.baselines, *suite.arms]
+    for arm in arms:
+        if arm not in known:
+            raise UnknownNameError(f"the comparison has no arm '{arm}'. {suggest(arm, known)}")
 
 
 def _prepare(suite: Suite, folder: Path, *, workers: int | None, trust: bool) -> dict[str, Path]:

@@ -232,3 +232,28 @@ def load_suite(where: str, overrides: Sequence[str] = ()) -> tuple[str, Suite]:
 def shipped_terms(name: str) -> Terms:
     """Returns how a shipped comparison judges; the usual terms where no shipped suite has that name."""
     return load_suite(name)[1].terms if name in shipped() else terms_of(ACCURACY)
+
+
+def arms_prepared_by(method: str, name: str) -> set[str]:
+    """Returns the arms of a shipped comparison that a method prepares: it runs in a stage before their last one.
+
+    Args:
+        method: name of the method.
+        name: name of the comparison; no arm is found where no shipped suite has that name.
+    """
+    if name not in shipped():
+        return set()
+    suite = load_suite(name)[1]
+    arms: dict[str, dict[str, Any]] = {**{label: {} for label in suite.baselines}, **suite.arms}
+    shared = suite.recipe.get("stages", [])
+    return {
+        label
+        for label, arm in arms.items()
+        if any(_method_of(stage) == method for stage in arm.get("stages", shared)[:-1])
+    }
+
+
+def _method_of(stage: Mapping[str, Any]) -> str | None:
+    """Returns the name of the method of a stage as it stands in a file; None where it names none, or several."""
+    method = stage.get("method")
+    return method.get("name") if isinstance(method, dict) else method

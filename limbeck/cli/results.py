@@ -97,10 +97,16 @@ def report(
 
 @app.command()
 def bench(
-    suite: Annotated[str, typer.Argument(help="A suite file, or the name of a shipped suite.")],
+    suite: Annotated[
+        str | None, typer.Argument(help="A suite file, or the name of a shipped suite; lists those when absent.")
+    ] = None,
     overrides: Overrides = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the runs, the CSV and the page; `runs/bench-<suite>` when absent.")
+    ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(help="Run this arm alone, one row of the table; may be given several times. All when absent."),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Runs at a time; one a core when absent.", min=1)] = None,
     trust: Trust = False,
@@ -108,11 +114,18 @@ def bench(
     """Compare methods: same pair, same initialisation, same order of data, several seeds, last epoch.
 
     The suite's baselines are always among the arms: no distillation, label smoothing and plain KD where it names none.
-    A killed command continues.
+    A killed command continues, and the table shows whatever has finished.
+
+    Example: limbeck bench fashion_mnist_resnet --arm dkd --arm kd
     """
+    if suite is None:
+        from limbeck.report.catalogue import show_suites
+
+        return show_suites()
     from limbeck.bench.run import run_suite
 
-    typer.echo(f"wrote {run_suite(suite, overrides or [], out=out, workers=workers, trust=trust)}")
+    page = run_suite(suite, overrides or [], out=out, arms=arm or (), workers=workers, trust=trust)
+    return typer.echo(f"wrote {page}")
 
 
 @app.command()
@@ -151,4 +164,4 @@ def data_curve(
         workers=workers,
         trust=trust,
     )
-    typer.echo(f"wrote {page}")
+    return typer.echo(f"wrote {page}")

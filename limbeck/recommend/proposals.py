@@ -23,6 +23,8 @@ from limbeck.recommend.evidence import BASELINES, Evidence, Wish, data_name, evi
 
 _PROPOSED = 3
 _TRIED = 12
+_OF_LABELS = ("labelled", "unlabelled", "label_noise", "imbalance")
+"""Keys of a data section that make labels few or wrong, or classes rare."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,8 @@ def recommend(
 def _comparable(suite: str, rows: Sequence[Row]) -> list[Row]:
     """Returns the runs of a shipped comparison that answer the question asked here: which method, all else equal.
 
-    A comparison whose labels are few or are bought asks another one, and so does one that trains a teacher of its own
-    in every run; an arm may also be there to see what other data would do.
+    A comparison whose labels are few, bought or wrong, or whose classes are out of balance, asks another one, and so
+    does one that trains a teacher of its own in every run; an arm may also be there to see what other data would do.
     """
     if suite not in shipped_suites():
         return list(rows)
@@ -142,10 +144,10 @@ def _comparable(suite: str, rows: Sequence[Row]) -> list[Row]:
 
 
 def _other_data(recipe: Mapping[str, Any], also: Sequence[str] = ()) -> bool:
-    """Says whether labels are left out of a recipe or bought, or its data section has one of the keys ``also``."""
+    """Says whether a recipe changes its labels or classes, or its data section has one of the keys ``also``."""
     data = recipe.get("data")
     changed = set(data) if isinstance(data, dict) else set()
-    return recipe.get("active") is not None or bool(changed & {"labelled", "unlabelled", *also})
+    return recipe.get("active") is not None or bool(changed & {*_OF_LABELS, *also})
 
 
 def _choose(

@@ -1,4 +1,4 @@
-"""What ``limbeck methods``, ``explain``, ``models``, ``data`` and ``recipes`` print."""
+"""What ``limbeck methods``, ``explain``, ``models``, ``data``, ``recipes`` and ``bench`` without a name print."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from limbeck.bench.columns import facts_of
+from limbeck.bench.suite import load_suite
+from limbeck.bench.suite import shipped as shipped_suites
 from limbeck.data.source import datasets
 from limbeck.data.text.source import texts
 from limbeck.errors import UnknownNameError, suggest
@@ -104,6 +106,15 @@ def show_recipes() -> None:
         recipe = load_recipe(name)
         table.add_row(name, ", ".join(stage.method_name for stage in recipe.stages), recipe.about)
     _print(table, "`limbeck run NAME` trains one, `limbeck check NAME` says what it will cost.")
+
+
+def show_suites() -> None:
+    """Prints the comparisons that are shipped."""
+    table = _table("comparison", "arms", "about")
+    for name in shipped_suites():
+        suite = load_suite(name)[1]
+        table.add_row(name, str(len({*suite.baselines, *suite.arms})), suite.about)
+    _print(table, "`limbeck bench NAME` runs one, `limbeck bench NAME --arm ARM` one row of it.")
 
 
 def _show_terms(console: Console, method: Explanation) -> None:

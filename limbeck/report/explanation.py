@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from limbeck.bench.suite import shipped_terms
+from limbeck.bench.suite import arms_prepared_by, shipped_terms
 from limbeck.bench.table import Row, Summary, shipped_results, summarise
 from limbeck.errors import LimbeckError
 from limbeck.methods.base import LogitMethod, Method, methods
@@ -146,7 +146,7 @@ def explain(name: str) -> Explanation:
         takes_logit_transform=issubclass(cls, LogitMethod),
         recipes=tuple(recipes_by_method().get(name, ())),
         measured=tuple(
-            _measured(suite, rows, own) for suite, rows in shipped_results().items() if (own := _own(name, rows))
+            _measured(suite, rows, own) for suite, rows in shipped_results().items() if (own := _own(name, suite, rows))
         ),
         module=cls.__module__,
     )
@@ -237,10 +237,14 @@ def _terms(method: Method | None, doc: Docstring) -> tuple[TermFact, ...]:
     return tuple(TermFact(n, describe_weight(weights[n]) if n in weights else "", meanings.get(n, "")) for n in names)
 
 
-def _own(name: str, rows: list[Row]) -> list[Row]:
-    """Returns the runs of a method alone, or where there is none those in which it is one of several."""
+def _own(name: str, suite: str, rows: list[Row]) -> list[Row]:
+    """Returns the runs of a method alone, or else those in which it is one of several, or else those it prepares."""
     alone = [row for row in rows if row.method == name]
-    return alone or [row for row in rows if name in row.method.split(" + ")]
+    beside = alone or [row for row in rows if name in row.method.split(" + ")]
+    if beside:
+        return beside
+    prepared = arms_prepared_by(name, suite)
+    return [row for row in rows if row.arm in prepared]
 
 
 def _measured(suite: str, rows: list[Row], own: list[Row]) -> Measured:

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from limbeck.bench.page import findings
 from limbeck.bench.run import run_folder, run_suite
 from limbeck.bench.suite import arm_of, load_suite, shipped
 from limbeck.bench.table import Row, read_csv, shipped_results, summarise, write_csv
+from limbeck.cli import app
 from limbeck.errors import LimbeckError, RecipeError, UnknownNameError
 from limbeck.recipes.load import as_plain
 
@@ -63,6 +65,23 @@ def test_suite_runs_and_continues_with_what_is_missing(tmp_path: Path) -> None:
     assert kept.stat().st_mtime_ns == stamp
     # An interrupted run has no duration, everything else is as before.
     assert [r.accuracy for r in read_csv(out / "results.csv")] == [r.accuracy for r in rows]
+
+
+def test_one_arm_runs_alone_and_the_table_shows_what_has_finished(tmp_path: Path) -> None:
+    where, out = written(tmp_path, {**SUITE, "seeds": [0]}), tmp_path / "out"
+    page = run_suite(where, out=out, arms=["dkd"], workers=1).read_text()
+    assert [r.arm for r in read_csv(out / "results.csv")] == ["dkd"]
+    assert "limbeck bench tiny --arm" in page
+    run_suite(where, out=out, arms=["none"], workers=1)
+    assert {r.arm for r in read_csv(out / "results.csv")} == {"none", "dkd"}
+    with pytest.raises(UnknownNameError, match=r"no arm 'dk'.*'dkd'"):
+        run_suite(where, out=out, arms=["dk"], workers=1)
+
+
+def test_the_command_lists_what_is_shipped() -> None:
+    said = CliRunner().invoke(app, ["bench"])
+    assert said.exit_code == 0
+    assert "fashion_mnist_resnet" in said.output
 
 
 def test_arm_that_cannot_run_does_not_stop_the_others(tmp_path: Path) -> None:

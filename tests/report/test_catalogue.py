@@ -97,6 +97,14 @@ def test_needs_follow_the_defaults_of_hyperparameters() -> None:
     assert [need.trained for need in explain("dml").roles] == [True, True]
 
 
+@pytest.mark.parametrize("name", ["mcmi", "focal"])
+def test_a_method_that_prepares_a_teacher_is_measured_by_what_the_student_reaches(name: str) -> None:
+    measured = explain(name).measured
+    assert measured
+    for comparison in measured:
+        assert {"none", "kd"} < {arm.arm for arm in comparison.summaries} | {name}
+
+
 def test_measured_results_stand_beside_the_reference_arms(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
