@@ -95,7 +95,7 @@ class LearntAugmentation(ModelTransform):
     ) -> None:
         super().__init__(seed=seed, num_classes=num_classes)
         if (lowest is None) != (highest is None) or (lowest is not None and highest is not None and lowest > highest):
-            raise RecipeError("transform 'hard': give lowest and highest together, and lowest not above highest")
+            raise RecipeError("give lowest and highest of a learnt augmentation together, and lowest not above highest")
         self.temperature, self.disagreement, self.drift = temperature, disagreement, drift
         self.lowest, self.highest, self.most_steps = lowest, highest, most_steps
         self.training_augmentor = True
@@ -123,7 +123,9 @@ class LearntAugmentation(ModelTransform):
         """
         inputs = batch["inputs"]
         if inputs.dim() != 4:
-            raise DataError(f"hard changes images [batch, channels, height, width], not {tuple(inputs.shape)}")
+            raise DataError(
+                f"a learnt augmentation changes images [batch, channels, height, width], not {tuple(inputs.shape)}"
+            )
         with evaluation_mode(*(getattr(observe, "model", None) for observe in self.observers.values())):
             clean = logits_of(self.observers["teacher"], batch, inputs)
             self._train(batch, clean)
@@ -162,7 +164,7 @@ class LearntAugmentation(ModelTransform):
             loss, apart, drifted = self._judge(batch, clean)
         if not drifted.requires_grad:
             raise NeedsError(
-                "hard trains its augmentor through the teacher; write `teacher: {..., differentiable: true}` in the "
+                "the augmentor is trained through the teacher; write `teacher: {..., differentiable: true}` in the "
                 "roles"
             )
         leaves = list(self.leaves.values())

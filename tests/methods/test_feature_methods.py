@@ -227,10 +227,11 @@ class TestSimKD:
         logits = finished(built.batch()["inputs"])
         torch.testing.assert_close(finished.classifier(caught[0]), logits)
 
-    def test_a_cached_teacher_is_refused(self) -> None:
+    @pytest.mark.parametrize(("name", "shown"), [("simkd", "SimKD"), ("kd3", "KD3")])
+    def test_a_cached_teacher_is_refused(self, name: str, shown: str) -> None:
         maps = {"stages": _maps(4), "pooled": (torch.zeros(4, 4),)}
-        with pytest.raises(NeedsError, match="live model, not a cache"):
-            build_method("simkd").build(_setup(maps, maps, student=small_student()))
+        with pytest.raises(NeedsError, match=f"{shown} keeps .* live model, not a cache"):
+            build_method(name).build(_setup(maps, maps, student=small_student()))
 
     def test_a_teacher_whose_classifier_reads_something_else_is_refused(self) -> None:
         (theirs,) = _maps(10)

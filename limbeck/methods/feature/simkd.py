@@ -147,7 +147,7 @@ class SimKD(Method):
             NeedsError: there is no live teacher, or its classifier does not read the average of its last map.
         """
         ours, theirs = feature_maps(setup, "student")[-1], feature_maps(setup, "teacher")[-1]
-        head = _linear_head(setup, theirs)
+        head = _linear_head(setup, theirs, type(self).__name__)
         smaller, _ = pool_to_smaller(ours, theirs)
         projector = bottleneck(ours, theirs, factor=self.factor)
         self.classifier = ReusedClassifier(projector, head, (smaller.shape[2], smaller.shape[3])).to(ours.device)
@@ -167,23 +167,23 @@ class SimKD(Method):
             NeedsError: the method was not built.
         """
         if self.tap is None or not isinstance(self.classifier, ReusedClassifier):
-            raise NeedsError("SimKD has no projector yet: call build() with a dry run first")
+            raise NeedsError(f"{type(self).__name__} has no projector yet: call build() with a dry run first")
         return ReusedClassifierStudent(student, self.tap, self.classifier)
 
 
-def _linear_head(setup: Setup, last_map: Tensor) -> nn.Linear:
-    """Returns the teacher's classifier after checking that it reads the average of ``last_map``."""
+def _linear_head(setup: Setup, last_map: Tensor, owner: str) -> nn.Linear:
+    """Returns the teacher's classifier after checking that it reads the average of ``last_map``; names ``owner``."""
     teacher = setup.models.get("teacher")
     if teacher is None:
-        raise NeedsError("SimKD keeps the teacher's classifier, so the teacher must be a live model, not a cache")
+        raise NeedsError(f"{owner} keeps the teacher's classifier, so the teacher must be a live model, not a cache")
     head = head_of(teacher)
     if not isinstance(head, nn.Linear):
-        raise NeedsError(f"SimKD needs a linear classifier to reuse, but the teacher's is {type(head).__name__}")
+        raise NeedsError(f"{owner} needs a linear classifier to reuse, but the teacher's is {type(head).__name__}")
     pooled, average = setup.signals["teacher"].feature("pooled"), last_map.mean((2, 3))
     gap = float("inf") if pooled.shape != average.shape else float((pooled - average).abs().max())
     if not gap <= _POOLING_TOLERANCE * float(pooled.abs().max().clamp(min=torch.finfo(pooled.dtype).tiny)):
         raise NeedsError(
-            f"SimKD needs the map whose average the teacher's classifier reads, {head.in_features} channels, but the "
+            f"{owner} needs the map whose average the teacher's classifier reads, {head.in_features} channels, but the "
             f"teacher's last tap is another map ({last_map.shape[1]} channels); name the module right before the "
             "global pooling as its last stage, `roles: {teacher: {taps: {stages: [...]}}}`"
         )
