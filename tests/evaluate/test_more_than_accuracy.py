@@ -104,6 +104,24 @@ def test_classes_tell_the_worst_one_and_what_was_won_and_lost() -> None:
         evaluations["classes"].part(known(ours, labels), groups={"none": (7,)})
 
 
+def test_conditional_information_is_the_divergence_from_the_mean_output_of_a_class() -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits, labels = 3 * torch.randn(40, 4, generator=generator), torch.arange(40) % 3  # the fourth class has no sample
+    constant = torch.randn(4, 4, generator=generator)[labels]
+    judge_information = evaluations["conditional_information"].part
+    found = judge_information(known(logits, labels, constant))
+    p = logits.double().softmax(1)
+    by_class = {}
+    for number in range(3):
+        own = p[labels == number]
+        by_class[str(number)] = float((own * (own.log() - own.mean(0).log())).sum(1).mean())
+    assert found["by_class"] == pytest.approx(by_class, rel=1e-5)
+    assert found["mean"] == pytest.approx(sum((p[labels == int(c)].shape[0] / 40) * v for c, v in by_class.items()))
+    # Outputs that depend on the class alone tell nothing beyond it.
+    assert found["teacher"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert judge_information(known(logits, labels), temperature=4.0)["mean"] < found["mean"]
+
+
 def test_temperature_scaling_mends_overconfidence_and_leaves_accuracy() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1000, 5, generator=generator)
