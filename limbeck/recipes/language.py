@@ -158,6 +158,12 @@ class LanguageRoles(RoleBuilder):
 
             assert isinstance(self.data.loader, TextLoader)
             return Role(provider=remote_teacher(spec.remote, self.data.loader, self.data.tokenizers.get(name)))
+        if spec.router is not None:
+            from limbeck.teachers.router import Router
+
+            assert isinstance(self.data.train, TextSource)
+            members = {domain: self._member(name, f"{name}_{domain}", m) for domain, m in spec.router.items()}
+            return Role(provider=Router(members, self.data.train.domain_names))
         if spec.from_role is None:
             role = super().build(name, spec)
             return role if name not in self.data.tokenizers else replace(role, task=self._task_of(name))
@@ -314,7 +320,8 @@ def refuse_other_tokens(spec: StageSpec, data: StageData) -> None:
     batch = next(iter(data.loader.epoch(0)))
     for name, role in spec.roles.items():
         if name not in data.tokenizers and not doctor.reads_other_tokens(batch, name):
-            doctor.refuse_other_tokens(name, role, spec.roles, data.train.tokenizer)  # type: ignore[attr-defined]
+            for member in role.nested():
+                doctor.refuse_other_tokens(name, member, spec.roles, data.train.tokenizer)  # type: ignore[attr-defined]
 
 
 def _ends_in_a_model(role: str, roles: Mapping[str, RoleSpec]) -> bool:

@@ -56,7 +56,7 @@ def other_tokenizers(stage: StageSpec, named: str | None, ours: Tokenizer) -> di
 def _check_teacher(stage: StageSpec, method: Method) -> None:
     """Refuses a teacher that cannot be asked about a text in other tokens, or tells less than the method needs."""
     teacher = stage.roles["teacher"]
-    for kind in ("cache", "ensemble"):
+    for kind in ("cache", "ensemble", "router"):
         if getattr(teacher, kind) is not None:
             raise RecipeError(
                 f"roles.teacher is a {kind}, which knows the text in the tokens of the data; across tokenizers use a "

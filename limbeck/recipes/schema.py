@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
@@ -26,7 +26,7 @@ class EMASpec(_Strict):
 
 
 class RoleSpec(_Strict):
-    """Where one role comes from: one of model, cache, ensemble, ema, adapter_off, from_stage, from, remote."""
+    """Where one role comes from: one of model, cache, ensemble, router, ema, adapter_off, from_stage, from, remote."""
 
     model: str | dict[str, Any] | None = Field(
         None, description="a zoo name, timm:NAME, hf:NAME, torchvision:NAME, python:module:factory (with trust)"
@@ -36,6 +36,9 @@ class RoleSpec(_Strict):
     ensemble: tuple[RoleSpec, ...] | None = Field(None, description="members whose predictions are averaged")
     average: str = Field("probabilities", description="what an ensemble averages: probabilities or logits")
     member_weights: tuple[Positive, ...] | None = Field(None, description="weights of an ensemble's members")
+    router: dict[str, RoleSpec] | None = Field(
+        None, description="a teacher for each domain of the data `domains`, by the domain's name"
+    )
     ema: EMASpec | None = Field(None, description="exponential moving average of a learner")
     adapter_off: str | None = Field(None, description="a learner with lora, whose adapters are switched off")
     from_stage: str | None = Field(None, description="the student of an earlier stage, by the stage's name")
@@ -72,12 +75,12 @@ class RoleSpec(_Strict):
 
     @model_validator(mode="after")
     def _one_origin(self) -> RoleSpec:
-        origins = ("model", "cache", "ensemble", "ema", "adapter_off", "from_stage", "from_role", "remote")
+        origins = ("model", "cache", "ensemble", "router", "ema", "adapter_off", "from_stage", "from_role", "remote")
         given = [k.removesuffix("_role") for k in origins if getattr(self, k) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"a role comes from exactly one of model, cache, ensemble, ema, adapter_off, from_stage, from, "
-                f"remote; this one has {given or 'none'}"
+                f"a role comes from exactly one of model, cache, ensemble, router, ema, adapter_off, from_stage, "
+                f"from, remote; this one has {given or 'none'}"
             )
         if self.weights is not None and self.model is None and self.from_role is None:
             raise ValueError("weights belong to a model")
@@ -89,6 +92,12 @@ class RoleSpec(_Strict):
                 "checkpointing among its own options, {name: ..., layers: ...}"
             )
         return self
+
+    def nested(self) -> Iterator[RoleSpec]:
+        """Yields the role itself, and the members of an ensemble or a router, their members included."""
+        yield self
+        for member in (*(self.ensemble or ()), *(self.router or {}).values()):
+            yield from member.nested()
 
 
 def goes_on(before: RoleSpec | None, now: RoleSpec) -> bool:

@@ -33,8 +33,10 @@ class RoleBuilder:
 
     def build(self, name: str, spec: RoleSpec) -> Role:
         """Returns a role: a model, or what gives its signals."""
-        if spec.from_role is not None or spec.remote is not None:
-            raise RecipeError(f"roles.{name}: 'from' and 'remote' are for language models, not for {self.stage.task}")
+        if spec.from_role is not None or spec.remote is not None or spec.router is not None:
+            raise RecipeError(
+                f"roles.{name}: 'from', 'remote' and 'router' are for language models, not for {self.stage.task}"
+            )
         if spec.cache is not None:
             return Role(provider=self._cache(spec.cache))
         if spec.ensemble is not None:
@@ -87,12 +89,17 @@ class RoleBuilder:
     def _ensemble(self, name: str, spec: RoleSpec) -> Any:
         from limbeck.teachers.ensemble import Ensemble
 
-        members: list[Any] = []
-        for number, member in enumerate(spec.ensemble or ()):
-            role = self.build(f"{name}{number}", member)
-            live = role.provider is None
-            members.append(FrozenTeacher(name, required_model(role.model), self.task) if live else role.provider)
+        members = [self._member(name, f"{name}{number}", m) for number, m in enumerate(spec.ensemble or ())]
         return Ensemble(members, weights=spec.member_weights, average=spec.average)  # type: ignore[arg-type]
+
+    def _member(self, role: str, own: str, spec: RoleSpec) -> Any:
+        """Returns the provider of one of several teachers; ``own`` names the random numbers of its first weights."""
+        made = self.build(own, spec)
+        if made.provider is not None:
+            return made.provider
+        precision = made.precision or self.stage.train.precision
+        autocast = torch.bfloat16 if precision == "bf16" else None
+        return FrozenTeacher(role, required_model(made.model), self.task, autocast=autocast)
 
 
 def required_model(model: nn.Module | None) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -61,7 +62,8 @@ class Ensemble:
         """
         return self._combine([member(batch) for member in self.members])
 
-    def _combine(self, signals: Sequence[Signals]) -> Signals:
+    def _combine(self, given: Sequence[Signals]) -> Signals:
+        signals = [with_logits(s) for s in given]
         features = _only_giver([s.features or None for s in signals], "features")
         views = set.intersection(*(set(s.views) for s in signals))
         return Signals(
@@ -76,7 +78,10 @@ class Ensemble:
         given = [x for x in logits if x is not None]
         if len(given) != len(logits):
             silent = [x is None for x in logits].index(True)
-            raise NeedsError(f"member {silent} of the ensemble gives no logits to average")
+            raise NeedsError(
+                f"member {silent} of the ensemble gives no logits to average; a server and a cache of the likeliest or "
+                "of drawn tokens have none, a cache with the codec hidden, fp16 or fp32 has"
+            )
         counts = [x.shape[-1] for x in given]
         if len(set(counts)) > 1:
             raise NeedsError(f"the members of an ensemble need the same classes, but they have {counts} of them")
@@ -131,6 +136,13 @@ class Ensemble:
         """Restores the members that move."""
         for number, member_state in state.items():
             self.members[int(number)].load_state_dict(member_state)  # type: ignore[attr-defined]
+
+
+def with_logits(signals: Signals) -> Signals:
+    """Returns a record that holds logits where there were hidden states with their output layer."""
+    if signals.logits is not None or signals.hidden is None:
+        return signals
+    return replace(signals, logits=signals.hidden.logits(), hidden=None)
 
 
 def _normalised(weights: Sequence[float] | None, members: int) -> tuple[float, ...]:

@@ -270,6 +270,22 @@ def test_models_of_two_tokenizers_are_refused_before_a_step(tmp_path):
         build_stage(loaded, loaded.stages[0])
 
 
+@pytest.mark.parametrize("kind", ["ensemble", "router"])
+def test_one_of_several_teachers_with_other_tokens_is_refused_too(tmp_path, kind):
+    right = model_folder(tmp_path / "right", byte_level())
+    other = byte_level(text="the quick brown fox jumps over the lazy dog " * 9 + WORDS[::-1])
+    members = [{"model": right}, {"model": model_folder(tmp_path / "wrong", other)}]
+    made = recipe(tmp_path, None, SHAPE, tokenizer=right)
+    if kind == "router":
+        path = made["data"].pop("path")
+        made["data"]["name"] = "domains"
+        made["data"]["options"]["domains"] = {name: {"name": "text", "path": path} for name in ("a", "b")}
+    made["roles"]["teacher"] = {kind: members if kind == "ensemble" else dict(zip("ab", members))}
+    loaded = load_recipe(made)
+    with pytest.raises(RecipeError, match="teacher means other text by the same ids"):
+        build_stage(loaded, loaded.stages[0])
+
+
 def test_check_puts_findings_under_the_stage_with_the_worst_first(tmp_path, capsys):
     teacher = model_folder(tmp_path / "teacher", byte_level(), ends=3)
     student = model_folder(tmp_path / "student", byte_level(), seed=1)

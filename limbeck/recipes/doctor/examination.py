@@ -49,8 +49,10 @@ def _roles(built: BuiltStage, spec: StageSpec, source: TextSource) -> Iterator[F
             continue
         trains = role in built.stage.learners
         own = None if reads_other_tokens(batch, role) else tokenizer_of(spec.roles[role], spec.roles)
-        if own is not None:
-            yield from compare_with_data(role, own, source.tokenizer, chat=chat)
+        for member in () if reads_other_tokens(batch, role) else spec.roles[role].nested():
+            theirs = tokenizer_of(member, spec.roles)
+            if theirs is not None:
+                yield from compare_with_data(role, theirs, source.tokenizer, chat=chat)
         model = getattr(observer, "model", None)
         if isinstance(model, nn.Module):
             stops[role] = conversations.stops_of(model)
