@@ -25,6 +25,19 @@ def test_a_range_that_is_upside_down_is_refused(name: str, options: dict[str, An
         build_method(name, **options)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("kdrl", {"placement": "advantage", "estimator": "exact"}),
+        ("opsd", {"objective": "sampled_token", "clip": 0.05}),
+        ("opsd", {"objective": "sampled_token", "top_k": 50}),
+    ],
+)
+def test_what_would_have_no_part_in_the_loss_is_refused(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=rf"'{name}'.*(leave the estimator out|belong to objective: divergence)"):
+        build_method(name, **options)
+
+
 def test_each_half_of_distillm2_has_its_own_skew() -> None:
     mask = ragged()
     ours, theirs = said(1), said(2)

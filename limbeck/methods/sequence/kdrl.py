@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from limbeck.errors import RecipeError
 from limbeck.functional.divergence_registry import divergence
 from limbeck.functional.policy import kl_estimate, policy_surrogate
 from limbeck.hyperparameters import NonNegative
@@ -66,7 +67,8 @@ class KDRL(SequenceMethod):
         kd: divergence from the teacher at each token that the mask keeps; the others count as zero.
 
     Deviations: the estimate k1 is refused, for as a loss its expected gradient is zero. ``k3`` is offered, but its
-    gradient is that of forward KL.
+    gradient is that of forward KL. That of ``k2`` is reverse KL's as long as the student is who sampled; with several
+    steps for the same samples it is no longer, but ``exact`` still has it at the beginnings that they hold.
 
     Args:
         beta: weight of ``kd``; tasks differ by a factor of a hundred.
@@ -93,6 +95,11 @@ class KDRL(SequenceMethod):
         clip: NonNegative = 0.2,
     ) -> None:
         super().__init__()
+        if placement == "advantage" and estimator != "k2":
+            raise RecipeError(
+                f"method 'kdrl': estimator = '{estimator}', but placement: advantage takes the log-ratio itself; leave "
+                "the estimator out, or set placement: joint"
+            )
         self.beta = Falling(beta, anneal, beta_floor) if anneal else beta
         self.estimator = estimator
         self.keep = keep

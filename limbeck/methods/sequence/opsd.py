@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from limbeck.errors import RecipeError
 from limbeck.functional.divergence_registry import Divergence, divergence
 from limbeck.functional.sparse_targets import top_k, top_k_loss
 from limbeck.functional.token_losses import LabelLoss, LabelRule, TokenLoss
@@ -74,6 +75,10 @@ class OPSD(SequenceMethod):
         average: Average = "token_mean",
     ) -> None:
         super().__init__()
+        if objective == "sampled_token" and (clip is not None or top_k is not None):
+            raise RecipeError(
+                "method 'opsd': clip and top_k belong to objective: divergence; sampled_token has one token to compare"
+            )
         chosen = divergence("jsd", beta=beta)
         self.objective = objective
         self.divergence = _cut(chosen, clip) if clip is not None and clip_per == "entry" else chosen

@@ -23,7 +23,8 @@ class RLAD(SequenceMethod):
     """Trust-region ratio distillation: the clipped ratio is taken against a geometric mixture of sampler and teacher.
 
     The reward alone says in which direction a token moves, the teacher how far. Samples of equal reward teach nothing.
-    It profits from several updates for each set of samples.
+    It profits from several updates for each set of samples. A teacher that is far away cuts most tokens off from the
+    first step on; a larger ``alpha`` or ``clip`` lets them move.
 
     The batch holds samples of the student as ``labels``, their group-normalised ``advantage`` ``[B]``, and may hold
     ``sampler_logprobs``; with ``reference_weight`` also ``reference_logprobs`` ``[B, T]`` of the model before training.
