@@ -32,7 +32,8 @@ class RobustActiveDistillation(Selector):
 
     Args:
         gain: ``margin`` by the lead of the first guess, ``entropy``, or ``confidence`` of the first guess.
-        teacher_accuracy: how often the teacher is right; measured on the labelled samples when None.
+        teacher_accuracy: how often the teacher is right; measured on the labelled samples when None, which flatters a
+            teacher that was trained on them.
         wrong_cost: what a wrong answer costs, as a multiple of what a right one brings.
     """
 
