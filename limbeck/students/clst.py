@@ -98,7 +98,7 @@ def clst(
 ) -> nn.Module:
     """Returns three stages, each a convolution that halves time and a convolutional transformer block.
 
-    The paper's summary leaves sizes open; those here make a teacher of about 200,000 parameters.
+    The paper's summary leaves sizes open; those here make a teacher of about 150,000 parameters.
 
     Raises:
         RecipeError: ``heads`` does not divide a width.
