@@ -53,16 +53,28 @@ def npz(
     for key in needed[::2]:
         if arrays[key].dtype != np.uint8:
             raise DataError(f"'{key}' of {path} is {arrays[key].dtype}; images must be uint8 (0 to 255)")
+    for key in needed[1::2]:
+        if arrays[key].dtype.kind not in "iufb":
+            raise DataError(f"'{key}' of {path} is {arrays[key].dtype}; labels must be class numbers 0, 1, 2, ...")
     training = channels_first(arrays["x_train"], name, layout)
     names = tuple(str(n) for n in arrays["names"]) if "names" in arrays else ()
     classes = len(names) or count_classes(torch.from_numpy(np.array(arrays["y_train"])))
     mean, std = channel_statistics(torch.from_numpy(np.ascontiguousarray(training))) if len(training) else ((), ())
     images = channels_first(arrays[f"x_{split}"], name, layout)
+    if images.shape[1:] != training.shape[1:]:
+        raise DataError(
+            f"the images in 'x_{split}' of {path} are {_size(images)}, but those in 'x_train' are {_size(training)}; "
+            "bring them to one size"
+        )
     members = arrays.get(f"group_{split}")
     return array_source(
         images, arrays[f"y_{split}"], name=name, class_names=names, mean=mean, std=std, num_classes=classes,
         augment=usual_augmentation(images.shape), groups=None if members is None else {"group": members},
     )  # fmt: skip
+
+
+def _size(images: np.ndarray) -> str:
+    return "x".join(map(str, images.shape[1:]))
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

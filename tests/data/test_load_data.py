@@ -120,6 +120,11 @@ def test_errors_name_cause_and_fix(spec, split, error, message):
         ({"y_train": np.full(4, 5)}, "outside 0..2"),
         ({"x_train": np.zeros((4, 8, 8))}, "must be uint8"),
         ({"y_train": np.zeros(3, int)}, "4 samples, but its labels have shape"),
+        ({"y_train": np.array(["a", "b", "c", "a"])}, "'y_train' of .* is <U1; labels must be class numbers"),
+        (
+            {"x_test": np.zeros((2, 8, 6), np.uint8), "y_test": np.zeros(2, int)},
+            "'x_test' of .* are 1x8x6, but those in 'x_train' are 1x8x8",
+        ),
     ],
 )
 def test_malformed_arrays(tmp_path, change, message):
