@@ -42,6 +42,10 @@ class RemoteError(LimbeckError, RuntimeError):
     """A server refuses a request, or does not answer as it should."""
 
 
+class UnreachableError(RemoteError):
+    """A server does not answer at all, or lets this client ask nothing."""
+
+
 class CostLimitError(LimbeckError, RuntimeError):
     """What may be spent on a server is spent."""
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from language.corpus import loader, sequences, source, tiny, tokenizer
 from limbeck.data.text import Encoded, TextLoader, TextSource
-from limbeck.errors import DataError, NeedsError
+from limbeck.errors import DataError, NeedsError, RecipeError
 from limbeck.students.language import add_lora, build_language_model
 from limbeck.tasks.causal_lm import CausalLM, output_layer
 
@@ -173,6 +173,12 @@ def test_a_head_smaller_than_the_vocabulary_is_refused():
     for wanted in (LOGITS, HIDDEN):
         with pytest.raises(DataError, match="do not belong together"):
             CausalLM(vocabulary=300).run(tiny(), batches()["inputs"], wanted)
+
+
+@pytest.mark.parametrize("key", ["context", "vocabulary"])
+def test_a_model_made_here_takes_its_sizes_from_the_data_alone(key):
+    with pytest.raises(RecipeError, match=f"its {key} is that of the data .*remove '{key}'"):
+        build_language_model({"name": "llama", key: 300}, vocabulary=257, context=32)
 
 
 def test_an_adapter_on_the_head_is_in_the_hidden_signal_and_gets_a_gradient():

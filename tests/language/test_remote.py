@@ -16,7 +16,7 @@ import torch
 
 from language.corpus import CHATML, loader, source, tiny, tokenizer
 from limbeck.data.text import Chat, Pair, TextLoader
-from limbeck.errors import CacheError, CostLimitError, RecipeError, RemoteError
+from limbeck.errors import CacheError, CostLimitError, RecipeError, RemoteError, UnreachableError
 from limbeck.tasks.causal_lm import CausalLM
 from limbeck.teachers.remote import Client, Endpoint, Journal, Prices, RemoteTeacher, complete_prompts, probe
 from limbeck.teachers.remote.provider import remote_teacher
@@ -312,6 +312,15 @@ def test_a_dead_server_is_an_error_that_says_how_to_go_on(tmp_path):
     client = Client(Endpoint("http://127.0.0.1:9", "tiny", retries=1, wait=0.01), tmp_path)
     with pytest.raises(RemoteError, match="goes on from there"):
         client.ask("completions", {"prompt": "x"}, lambda answer: 1)
+
+
+@pytest.mark.parametrize("code", [None, 401, 503])
+def test_a_server_that_cannot_be_asked_is_not_said_to_lack_scores(server, tmp_path, code):
+    url = "http://127.0.0.1:9/v1" if code is None else server.url
+    server.mishaps = [(code, "{}")] * 2
+    with pytest.raises(UnreachableError) as refused:
+        probe(Client(Endpoint(url, "tiny", retries=1, wait=0.01), tmp_path), tokenizer(CHATML), top=5)
+    assert "score" not in str(refused.value)
 
 
 def test_keys_come_from_the_environment_only(server, tmp_path, monkeypatch):

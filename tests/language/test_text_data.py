@@ -168,8 +168,10 @@ def test_missing_things_are_named(tmp_path):
         load_text({"name": "text", "path": str(tmp_path / "none.txt")}, tokenizer())
     with pytest.raises(DataError, match="no text file"):
         load_text({"name": "text", "path": str(tmp_path)}, tokenizer())
-    with pytest.raises(RecipeError, match="unknown key 'columms'"):
+    with pytest.raises(RecipeError, match=r"unknown key 'columms'\. Did you mean 'columns'"):
         load_text({"name": "jsonl", "path": "x", "columms": {}}, tokenizer())
+    with pytest.raises(RecipeError, match=r"data.options: unknown key 'contxt'\. Did you mean 'context'"):
+        load_text({"name": "persuasion", "contxt": 4}, tokenizer())
     with pytest.raises(UnknownNameError, match="smollm2"):
         load_tokenizer("smollm3")
     with pytest.raises(CheckpointError, match="no folder"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,7 @@ from limbeck.data.text.examples import Document, Example
 from limbeck.data.text.packing import pack
 from limbeck.data.text.pairs import EncodedPair, Preference, encode_pairs, holds_pairs, sides_of
 from limbeck.data.text.tokenizer import Tokenizer
-from limbeck.errors import DataError, RecipeError
+from limbeck.errors import DataError, RecipeError, suggest
 from limbeck.hyperparameters import Count, WholeNumber, validated
 from limbeck.registry import Registry
 
@@ -26,6 +27,8 @@ Split = Literal["train", "test", "validation", "holdout"]
 TooLong = Literal["cut", "drop", "error"]
 Row = TypeVar("Row", Encoded, EncodedPair)
 _HASH_RANGE = 2**64
+_SHARED = ("tokenizer", "teacher_tokenizer", "context", "packed", "bos", "too_long", "test", "canaries")
+"""Keys of ``data.options`` that every text data set has."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +218,7 @@ def load_text(
         raise RecipeError(f"context = {context}: a row needs at least one token")
     options = dict(spec)
     name = str(options.pop("name"))
+    _refuse_unknown(name, options)
     raw = texts[name].part(split="test" if split == "test" else "train", **options)
     parts = {raw.name: raw} if raw.domains is None else raw.domains
     count = limit.get(split) if isinstance(limit, Mapping) else limit if split == "train" else None
@@ -250,6 +254,16 @@ def load_text(
         domains=None if raw.domains is None else {domain: len(rows) for domain, rows in found.items()},
         canaries=canaries,
     )
+
+
+def _refuse_unknown(name: str, options: Mapping[str, Any]) -> None:
+    """Refuses options that neither the reader nor :class:`Options` has, with those of both."""
+    readers = [key for key in inspect.signature(texts[name].part).parameters if key != "split"]
+    for key in options:
+        if key not in readers:
+            raise RecipeError(
+                f"text data set '{name}', data.options: unknown key '{key}'. {suggest(str(key), [*readers, *_SHARED])}"
+            )
 
 
 def _even_parts(count: int | None, parts: int) -> list[int | None]:
@@ -391,6 +405,5 @@ def divide_options(options: Mapping[str, Any]) -> tuple[Options, dict[str, Any]]
     Raises:
         RecipeError: a value is out of range.
     """
-    known = ("tokenizer", "teacher_tokenizer", "context", "packed", "bos", "too_long", "test", "canaries")
-    own = {key: value for key, value in options.items() if key in known}
-    return Options(**own), {key: value for key, value in options.items() if key not in known}
+    own = {key: value for key, value in options.items() if key in _SHARED}
+    return Options(**own), {key: value for key, value in options.items() if key not in _SHARED}

@@ -51,6 +51,7 @@ def build_language_model(
         if name == "llama":
             if "layers" in shared:
                 options["layers"] = shared.pop("layers")
+            _refuse_shapes_of_data(options)
             model = llama(vocabulary=vocabulary, context=context, **options)
         else:
             model = _pretrained(name, **options)
@@ -110,6 +111,13 @@ def _dtype(name: str) -> torch.dtype:
     if name not in known:
         raise RecipeError(f"unknown type '{name}' of weights. {suggest(name, known)}")
     return known[name]
+
+
+def _refuse_shapes_of_data(options: Mapping[str, Any]) -> None:
+    for key in ("vocabulary", "context"):
+        if key in options:
+            of = "data.options.tokenizer" if key == "vocabulary" else "data.options.context"
+            raise RecipeError(f"language model 'llama': its {key} is that of the data ({of}); remove '{key}'")
 
 
 def _llama(

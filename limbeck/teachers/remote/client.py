@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 
 from limbeck import streams
-from limbeck.errors import RecipeError, RemoteError
+from limbeck.errors import RecipeError, RemoteError, UnreachableError
 from limbeck.teachers.remote.journal import Journal
 from limbeck.teachers.remote.ledger import Ledger, Prices
 
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+_SHUT_OUT = {401, 402, 403, 404}
+_UNUSABLE = "its answer cannot be used"
 _SECRET = re.compile(r"[^ -~]")
 
 
@@ -133,7 +135,8 @@ class Client:
                 which the journal finds each by itself, whatever it is asked together with later.
 
         Raises:
-            RemoteError: the server refuses the request, or does not answer it as it should, however often.
+            RemoteError: the server refuses the request, or does not answer it as it should, however often;
+                :class:`~limbeck.errors.UnreachableError` where it does not answer at all, or not this client.
             CostLimitError: the limit is reached.
             CacheError: the journal cannot be written.
         """
@@ -157,12 +160,13 @@ class Client:
                 # The server was paid for this too, though nothing can be made of it.
                 self.journal.keep(f"{key}/unusable/{attempt}/{time.time_ns()}", None, usage)
                 self.ledger.add(usage)
-                problem = f"its answer cannot be used: {error or type(error).__name__}"
+                problem = f"{_UNUSABLE}: {error or type(error).__name__}"
                 continue
             self.journal.keep(key, found, usage, parts)
             self.ledger.add(usage)
             return found
-        raise RemoteError(
+        kind = RemoteError if problem.startswith(_UNUSABLE) else UnreachableError
+        raise kind(
             f"{self.endpoint.url} did not answer in {self.endpoint.retries + 1} attempts; the last time {problem}. "
             f"{len(self.journal):,} answers are kept; the same command goes on from there"
         )
@@ -200,7 +204,8 @@ class Client:
             with error:
                 said = _said(error)
             if error.code not in _RETRIED:
-                raise RemoteError(f"{self.endpoint.url} refuses the request ({error.code}): {said}") from None
+                kind = UnreachableError if error.code in _SHUT_OUT else RemoteError
+                raise kind(f"{self.endpoint.url} refuses the request ({error.code}): {said}") from None
             self._hold(error.headers.get("Retry-After"))
             return None, f"it said {error.code}: {said}"
         except (OSError, HTTPException) as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from limbeck.data.text import Tokenizer
-from limbeck.errors import RemoteError
+from limbeck.errors import RemoteError, UnreachableError
 from limbeck.teachers.remote.client import Client
 from limbeck.teachers.remote.scores import Scores, read_scores, score_request
 
@@ -38,12 +38,15 @@ def probe(client: Client, tokenizer: Tokenizer, *, top: int) -> Probe:
         top: log-probabilities a place that are wanted.
 
     Raises:
-        RemoteError: the server has another tokenizer, scores no prompts, or gives no log-probabilities; says which.
+        RemoteError: the server cannot be reached, has another tokenizer, scores no prompts, or gives no
+            log-probabilities; says which.
     """
     _check_tokenizer(client, tokenizer)
     ids = tokenizer.encode(_TEXT)
     try:
         plain, half = (_scores(client, tokenizer, ids, top, temperature) for temperature in (1.0, 0.5))
+    except UnreachableError:
+        raise
     except RemoteError as error:
         raise RemoteError(
             f"the server does not score prompts (completions with echo and logprobs), so it can give text only: {error}"
