@@ -66,6 +66,7 @@ def by_frequency(arms: Sequence[Arm], looks: Looks, key: str = "kl") -> Figure |
         axes.set_xticks(range(len(names)), names)
         axes.set_xlabel("occurrences of the true token in a million training tokens")
         axes.set_ylabel("nats a token")
+        axes.margins(y=0.08)
         axes.set_ylim(bottom=0)
         drawing.legend_above(axes)
     ends = "; ".join(f"{a.name} from {known[a.name][0][key]:.3g} to {known[a.name][-1][key]:.3g}" for a in shown)
