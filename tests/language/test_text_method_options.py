@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from language.spoken import numbers, ragged, said, spoken, tokens
-from limbeck.errors import RecipeError
+from language.spoken import V, numbers, ragged, said, spoken, tokens
+from limbeck.errors import NeedsError, RecipeError
 from limbeck.functional.divergence_registry import divergence
 from limbeck.functional.sequences import sequence_means
+from limbeck.functional.sparse_targets import top_k
 from limbeck.methods.base import build_method
+from limbeck.methods.sequence.adpa import advantage_loss
 from limbeck.methods.sequence.first import calibrated
-from limbeck.signals import as_term
+from limbeck.signals import Signals, TopK, as_term
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,15 @@ def test_each_half_of_distillm2_has_its_own_skew() -> None:
     for name, alpha in (("skew_kl", 0.2), ("skew_rkl", 0.6)):
         expected = sequence_means(divergence(name, alpha=alpha)(log_p, log_q), mask)
         torch.testing.assert_close(as_term(terms[name]).values, expected)
+
+
+@pytest.mark.parametrize("sparse", ["teacher", "reference"])
+def test_an_advantage_of_one_cached_and_one_live_model_is_refused(sparse: str) -> None:
+    kept = top_k(said(3), 4)
+    largest = TopK(kept.logprobs, kept.indices, kept.tail, V, kept.logsumexp)
+    roles = {name: Signals(topk=largest) if name == sparse else spoken(said(4)) for name in ("teacher", "reference")}
+    with pytest.raises(NeedsError, match=f"'{sparse}' gives its largest classes"):
+        advantage_loss(**roles)
 
 
 def test_smoothing_leaves_the_first_class_what_eps_has_no_part_in() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from limbeck.errors import NeedsError
 from limbeck.functional.advantages import expected_advantage, sparse_advantage
 from limbeck.functional.reduction import widened
 from limbeck.functional.token_losses import LabelLoss, Rule, Scores, TargetLogits, Targets, TokenLoss, rows_of
@@ -146,7 +147,17 @@ class ADPA(SequenceMethod):
 
 
 def advantage_loss(teacher: Signals, reference: Signals) -> TokenLoss:
-    """Returns the loss against the teacher's advantage, from whole distributions or their largest classes."""
+    """Returns the loss against the teacher's advantage, from whole distributions or their largest classes.
+
+    Raises:
+        NeedsError: one gives whole distributions, the other its largest classes.
+    """
+    if (teacher.topk is None) != (reference.topk is None):
+        names = ("teacher", "reference") if reference.topk is None else ("reference", "teacher")
+        raise NeedsError(
+            "the role '{}' gives its largest classes and '{}' whole distributions, which have no ratio beyond those; "
+            "let both run, or read both from caches of the largest classes".format(*names)
+        )
     if teacher.topk is not None and reference.topk is not None:
         kept, other = teacher.topk, reference.topk
         return SparseAdvantageLoss(*sparse_advantage(kept.logprobs, kept.indices, other.logprobs, other.indices))
