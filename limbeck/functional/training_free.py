@@ -41,7 +41,7 @@ def classifier_gradient(pooled: Tensor, labels: Tensor, weight: Tensor, bias: Te
 
 @full_precision
 def class_correlation_distance(
-    student_gradient: Tensor, teacher_gradient: Tensor, *, reduction: Reduction = "mean"
+    student_gradient: Tensor, teacher_gradient: Tensor, *, eps: float = 0.0, reduction: Reduction = "mean"
 ) -> Tensor:
     r"""Squared difference of the row-normalised outer products of each class's classifier gradient.
 
@@ -54,10 +54,13 @@ def class_correlation_distance(
     Args:
         student_gradient: ``[K, D]`` gradient of the loss with respect to the classifier's weight.
         teacher_gradient: ``[K, D]``, a constant: no gradient flows to it.
+        eps: rows of outer products that are shorter than this are divided by it, 1e-12 in the authors' code; with 0 the
+            scale of the gradients does not matter, however small they are.
         reduction: over the ``K * D`` rows of all matrices, of which each is a sum; ``none`` returns ``[K, D]``.
 
     Raises:
-        ValueError: the shapes differ; both networks need the same classes and the same width before the classifier.
+        ValueError: the shapes differ (both networks need the same classes and the same width before the classifier), or
+            ``eps`` is negative.
 
     References:
         Dong, Li and Wei, "DisWOT: Student Architecture Search for Distillation WithOut Training", arXiv 2303.15678.
@@ -70,16 +73,24 @@ def class_correlation_distance(
         tensor(2.0000)
     """
     check_same_shape(student_gradient, teacher_gradient, "the classifier gradients of student and teacher")
+    if not eps >= 0:
+        raise ValueError(f"eps is {eps}, but should be 0 or more")
     theirs = teacher_gradient.detach()
     agree = student_gradient.detach().sign() * theirs.sign()
-    lone = (student_gradient.detach() == 0) != (theirs == 0)
     student, teacher = unit_vectors(student_gradient), unit_vectors(theirs)
     near = (student - teacher).square().sum(-1, keepdim=True)
     far = (student + teacher).square().sum(-1, keepdim=True)
-    zero = near.new_zeros(())
-    # An entry that is zero on one side only leaves the other side's row, of length 1.
-    values = torch.where(agree > 0, near, zero) + torch.where(agree < 0, far, zero) + lone.to(near)
+    # An entry that is zero on one side only leaves the other side's row alone.
+    ours, other = _row_lengths(student_gradient, eps), _row_lengths(theirs, eps)
+    values = (ours - other).square() + ours * other * torch.where(agree > 0, near, far)
     return reduce(values, reduction)
+
+
+def _row_lengths(gradient: Tensor, eps: float) -> Tensor:
+    """Returns the lengths ``[K, D]`` of the rows of the normalised outer products."""
+    if eps == 0:
+        return (gradient.detach() != 0).to(gradient)
+    return (gradient.abs() * torch.linalg.vector_norm(gradient, dim=-1, keepdim=True) / eps).clamp(max=1)
 
 
 def relation_score(student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -108,7 +119,7 @@ def relation_score(student_features: Tensor, teacher_features: Tensor) -> Tensor
     return -similarity_preserving(student_features, teacher_features)
 
 
-def semantic_score(student_gradient: Tensor, teacher_gradient: Tensor) -> Tensor:
+def semantic_score(student_gradient: Tensor, teacher_gradient: Tensor, *, eps: float = 0.0) -> Tensor:
     r"""DisWOT's semantic score: how alike two networks use their channels for the classes; 0 is the best.
 
     :math:`M_s` is :func:`class_correlation_distance`, negated.
@@ -116,6 +127,7 @@ def semantic_score(student_gradient: Tensor, teacher_gradient: Tensor) -> Tensor
     Args:
         student_gradient: ``[K, D]``, see :func:`classifier_gradient`.
         teacher_gradient: ``[K, D]``.
+        eps: see :func:`class_correlation_distance`.
 
     Returns:
         A scalar.
@@ -127,7 +139,7 @@ def semantic_score(student_gradient: Tensor, teacher_gradient: Tensor) -> Tensor
         >>> semantic_score(torch.tensor([[1.0, 1.0]]), torch.tensor([[-1.0, -1.0]])).item() == 0
         True
     """
-    return -class_correlation_distance(student_gradient, teacher_gradient)
+    return -class_correlation_distance(student_gradient, teacher_gradient, eps=eps)
 
 
 @full_precision

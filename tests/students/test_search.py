@@ -51,6 +51,19 @@ def test_class_correlations_equal_the_explicit_outer_products(zeros: bool) -> No
     torch.testing.assert_close(class_correlation_distance(ours, theirs), explicit.sum() / 35)
 
 
+@pytest.mark.parametrize("size", [1e-9, 1e-5, 1.0])
+def test_tiny_gradients_are_divided_by_no_less_than_eps(size: float) -> None:
+    ours, theirs = size * _randn(5, 7), _randn(5, 7, seed=1)
+    ours[0, 1] = theirs[2, 3] = 0.0
+    rows = [nn.functional.normalize(g[:, :, None] * g[:, None], dim=-1, eps=1e-12) for g in (ours, theirs)]
+    explicit = (rows[0] - rows[1]).square().sum() / 35
+    torch.testing.assert_close(class_correlation_distance(ours, theirs, eps=1e-12), explicit)
+    gradients = [View(torch.eye(5), gradient) for gradient in (ours, theirs)]
+    assert compare(*gradients, eps=1e-12).semantic == pytest.approx(-explicit.item())
+    with pytest.raises(ValueError, match="0 or more"):
+        class_correlation_distance(ours, theirs, eps=-1.0)
+
+
 def test_scores_are_at_most_zero_and_zero_for_the_teacher_itself() -> None:
     features, gradient = _randn(6, 3, 4, 4), _randn(5, 7)
     assert relation_score(features, features) == 0

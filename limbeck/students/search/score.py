@@ -55,8 +55,13 @@ class Similarity:
     semantic: float
 
 
-def compare(student: View, teacher: View) -> Similarity:
+def compare(student: View, teacher: View, *, eps: float = 0.0) -> Similarity:
     """Returns the scores of a student's view against a teacher's of the same batch.
+
+    Args:
+        student: what the student sees.
+        teacher: what the teacher sees.
+        eps: see :func:`limbeck.functional.training_free.class_correlation_distance`.
 
     Raises:
         RecipeError: the classifiers read vectors of different sizes, or tell different numbers of classes apart.
@@ -69,7 +74,7 @@ def compare(student: View, teacher: View) -> Similarity:
         )
     return Similarity(
         relation_score(student.features, teacher.features).item(),
-        semantic_score(student.gradient, teacher.gradient).item(),
+        semantic_score(student.gradient, teacher.gradient, eps=eps).item(),
     )
 
 
