@@ -310,7 +310,7 @@ def _exponents(given: Any, exits: int) -> tuple[float, ...]:
     return values if len(values) in (1, exits + 1) else values[:1]
 
 
-_GIVEN = re.compile(r"(student|teacher|stage)_logits|labels")
+_GIVEN = re.compile(r"(student|teacher|stage)_logits|labels|.*(running_|tracked)")
 _BIAS = re.compile(r"bias|beta|(^|[._])b\d*($|[._])")
 
 
