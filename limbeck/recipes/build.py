@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -68,6 +69,7 @@ def build_stage(
     # The method first: a misspelt name or value should not wait for data to be read.
     torch.manual_seed(streams.torch_seed(recipe.seed, f"method/{spec.name}"))
     method, weights = make_method(spec.method)
+    _refuse_misspelt_roles(spec, method.roles())
     cache = next((role.cache for role in spec.roles.values() if role.cache is not None), None)
     if text:
         whole = distributed.on_first(lambda: folder is not None)
@@ -122,6 +124,18 @@ def build_stage(
         token_map=None if across is None else across.token_map,
     )
     return BuiltStage(stage, roles, data, task)
+
+
+def _refuse_misspelt_roles(spec: StageSpec, known: Sequence[str]) -> None:
+    """Refuses a role that nothing asks for and whose name is nearly that of one that is asked for.
+
+    Raises:
+        RecipeError: names both.
+    """
+    for role in spec.roles:
+        meant = [] if role in known else get_close_matches(role, {*known, "teacher"}, cutoff=0.8)
+        if meant and role != "teacher":
+            raise RecipeError(f"nothing asks for the role '{role}'. Did you mean '{meant[0]}'?")
 
 
 def _across(data: StageData, roles: Mapping[str, Role]) -> Any:

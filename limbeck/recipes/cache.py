@@ -19,6 +19,7 @@ from limbeck.recipes.stage_data import build_data
 from limbeck.recipes.stage_roles import RoleBuilder, required_model
 from limbeck.recipes.task_section import make_task, reads_text
 from limbeck.teachers.live import FrozenTeacher
+from limbeck.transforms import build_transform
 
 _CODECS: dict[str, dict[str, Any]] = {
     "fp32": {"name": "full", "dtype": "float32"},
@@ -113,6 +114,14 @@ def _cached_role(
         )
     data = build_data(spec.data, spec, recipe.seed, view_names=method.needs.views, shuffle=False)
     task = make_task(spec.task, data)
+    for entry in spec.transforms:
+        change = build_transform(entry, seed=recipe.seed, num_classes=data.train.info.num_classes, trust=trust)
+        if "inputs" in change.changes:
+            name = entry if isinstance(entry, str) else entry["name"]
+            raise RecipeError(
+                f"the transform '{name}' changes samples after their augmentation, so no run with it could read this "
+                "cache; leave it out, `transforms=[]`, or train with a live teacher"
+            )
     made = RoleBuilder(recipe, spec, data, task, trust, None).build(role, spec.roles[role])
     if made.provider is not None:
         return made.provider, data.loader, []

@@ -6,15 +6,14 @@ import copy
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from limbeck.engine.settings import TrainSettings
 from limbeck.errors import RecipeError, UnknownNameError, suggest
 from limbeck.hyperparameters import explain_validation
-from limbeck.recipes.schema import DataSpec, Recipe, RoleSpec, StageSpec
+from limbeck.recipes.schema import Recipe, StageSpec
 
 STAGE_KEYS = (*StageSpec.model_fields, "methods")
 
@@ -221,20 +220,21 @@ def _check(data: dict[str, Any], origin: str) -> Recipe:
 
 def _known_keys(error: ValidationError) -> list[str]:
     """Keys that may stand where the first unknown key stands."""
-    models: dict[str, type[BaseModel]] = {
-        "data": DataSpec,
-        "roles": RoleSpec,
-        "train": TrainSettings,
-        "stages": StageSpec,
-    }
-    keys = list(Recipe.model_fields) + list(STAGE_KEYS)
-    for item in error.errors():
-        if item["type"] == "extra_forbidden":
-            sections = [str(p) for p in item["loc"][:-1] if str(p) in models]
-            if len(item["loc"]) == 1:
-                return keys
-            return list(models[sections[-1]].model_fields) if sections else keys
-    return keys
+    top = {**Recipe.model_fields, **StageSpec.model_fields}
+    unknown = next((item["loc"] for item in error.errors() if item["type"] == "extra_forbidden"), ())
+    fields = top
+    for part in unknown[:-1]:
+        if part in fields:  # Places in lists, and names that users give, lead no deeper.
+            models = _models_in(fields[str(part)].annotation)
+            fields = {key: field for model in models for key, field in model.model_fields.items()}
+    return [*fields, "methods"] if fields is top else list(fields)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Returns the models that a value with this annotation may be, or hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
 
 
 def as_plain(recipe: Recipe) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import yaml
 
 from limbeck.cli import main
 from limbeck.errors import RecipeError
+from limbeck.recipes.cache import cache_recipe
 from limbeck.recipes.load import load_recipe
 from limbeck.recipes.schema import DataSpec, Recipe, RoleSpec
 
@@ -173,6 +174,8 @@ def test_file_that_is_no_recipe_is_refused(
         ("data=digitz", "Did you mean 'digits'"),
         ("roles.student.model=resnet9", "Did you mean"),
         ("evaluate=[accurracy]", "Did you mean 'accuracy'"),
+        ("train.balance={share: {dkd: 0.5}}", "Did you mean 'shares'"),
+        ("roles.studnt=mlp", "nothing asks for the role 'studnt'. Did you mean 'student'"),
         ("train.optimizer=sgdd", "Did you mean 'sgd'"),
         ("train.optimizer={name: sgd, momentun: 0.9}", "Did you mean 'momentum'"),
         ("task=clasification", "Did you mean 'classification'"),
@@ -229,3 +232,9 @@ def test_given_mapping_is_left_alone() -> None:
     given = copy.deepcopy(GOOD)
     load_recipe(given, ["train.lr=0.5", "method.temperature=1.0"])
     assert given == GOOD
+
+
+def test_no_cache_is_written_that_the_recipe_could_not_read(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"'mixup' changes samples after their augmentation.*transforms=\[\]"):
+        cache_recipe({**GOOD, "transforms": [{"name": "mixup"}]}, out=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
