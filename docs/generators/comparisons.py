@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from limbeck.bench.columns import called
-from limbeck.bench.orderings import FAILS, HOLDS, judged
+from limbeck.bench.orderings import FAILS, HOLDS, UNTOLD, judged
 from limbeck.bench.page import findings
 from limbeck.bench.suite import shipped_terms
 from limbeck.bench.table import Row, Summary, apart, shipped_results, summarise
@@ -17,7 +17,8 @@ from .markup import table
 from .methods import measured_table
 
 _BEST = 3
-_LARGE = 20
+_OF_TEXT = ": language models"
+_LARGE = 30
 """Arms of a comparison that stands beside others; smaller ones have students and data of their own."""
 _PAPERS = {
     True: "The papers trained for 100 to 240 epochs on all of CIFAR-100 or ImageNet",
@@ -36,7 +37,7 @@ def comparisons() -> str:
     parts = []
     for title, group in _groups(results).items():
         parts += [
-            f"## What wins where{title}\n\n{_side_by_side(group)}",
+            f"## What wins where{title}\n\n{_side_by_side(group if title else _large(group))}",
             f"## Published orderings{title}\n\n{_orderings(group)}",
         ]
     for suite, rows in results.items():
@@ -54,10 +55,10 @@ def comparisons() -> str:
 
 
 def _groups(results: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, Sequence[Row]]]:
-    """Returns the comparisons that can stand side by side: the large ones of images, and those of language models."""
+    """Returns the comparisons of classifiers, and those of language models."""
     text = {suite: rows for suite, rows in results.items() if shipped_terms(suite).baselines != ALWAYS}
-    groups = {"": _large(results), ": language models": text}
-    return {title: group for title, group in groups.items() if group}
+    classifiers = {suite: rows for suite, rows in results.items() if suite not in text}
+    return {title: group for title, group in {"": classifiers, _OF_TEXT: text}.items() if group}
 
 
 def _large(results: Mapping[str, Sequence[Row]]) -> dict[str, Sequence[Row]]:
@@ -118,28 +119,27 @@ def _orderings(results: Mapping[str, Sequence[Row]]) -> str:
     """Returns which orderings of the literature hold in each comparison, and how often that is."""
     terms = {suite: shipped_terms(suite) for suite in results}
     found = judged(results, terms)
-    suites = [suite for suite in results if any(suite in verdicts for _, verdicts in found)]
     counts = Counter(verdict for _, verdicts in found for verdict, _ in verdicts.values())
 
-    def cell(verdicts: Mapping[str, tuple[str, float]], suite: str) -> str:
-        if suite not in verdicts:
-            return ""
-        verdict, difference = verdicts[suite]
-        mark = {HOLDS: "**", FAILS: "*"}.get(verdict, "")
-        return f"{mark}{terms[suite].signed(difference)}{mark}"
+    def where(verdicts: Mapping[str, tuple[str, float]], wanted: str) -> str:
+        return ", ".join(
+            f"`{suite}` {terms[suite].signed(difference)}"
+            for suite, (verdict, difference) in verdicts.items()
+            if verdict == wanted
+        )
 
     rows = [
-        [f"{o.better} > {o.worse}", o.source, *(cell(verdicts, suite) for suite in suites)] for o, verdicts in found
+        [f"{o.better} > {o.worse}", o.source, *(where(verdicts, verdict) for verdict in (HOLDS, FAILS, UNTOLD))]
+        for o, verdicts in found
     ]
-    head = ["Claim", "Source", *(f"`{suite}`" for suite in suites)]
+    head = ["Claim", "Source", "Holds in", "Fails in", "Cannot be told in"]
     note = (
         f"Of {counts.total()} published claims that could be held against these short runs, {counts[HOLDS]} hold by "
         f"more than two standard errors, {counts[FAILS]} come out the other way by as much, and the seeds cannot tell "
         f"of the others. {_PAPERS[all(t.baselines == ALWAYS for t in terms.values())]}; what fails here "
-        f"fails at this budget. Figures are differences in {_differences(terms)}: bold where the claim holds, "
-        "in italics where it fails."
+        f"fails at this budget. Figures are differences in {_differences(terms)}."
     )
-    return f"{note}\n\n{table(head, rows, right=range(2, len(head)))}"
+    return f"{note}\n\n{table(head, rows)}"
 
 
 def _differences(terms: Mapping[str, Terms]) -> str:

@@ -29,13 +29,28 @@ _OWN = {
              "weighted_self_distillation"),
     "kd": ("kd + standardize", "dkd", "dist", "mlkd", "vid", "ofd", "reviewkd", "simkd", "crd", "nkd", "pld", "sinkd",
            "dhkd", "nd_loss", "trg", "ofa_kd", "mcmi", "bd_kd", "lelp", "mix_kd", "hard", "kd_aif", "tgeo_kd",
-           "recursive_meta_distillation"),
+           "recursive_meta_distillation", "dho"),
     "dkd": ("mlkd", "nkd"),
     "dist": ("pld",),
     "crd": ("reviewkd",),
     "ofd": ("reviewkd",),
     "dml": ("bd_kd",),
 }  # fmt: skip
+_ABLATIONS = {
+    "kd, T = 1 beside the labels": ("nkd",),
+    "kd, half": ("tgeo_kd",),
+    "kd without labels": ("dho",),
+    "dhkd, one classifier": ("dhkd",),
+    "dhkd": ("dhkd, aligned",),
+    "dkd": ("dkd + standardize",),
+    "pld, uniform places": ("pld",),
+    "mtard, fixed": ("mtard",),
+    "random": ("pcoreset",),
+    "uncertainty": ("pcoreset",),
+    "class_balanced": ("pcoreset",),
+    "margin": ("rad",),
+}
+"""Variants of a method, or what its paper compares it with, by the names of arms in the shipped comparisons."""
 _CRD_TABLE = ("fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "fsp", "nst")
 
 _OF_TEXT = {
@@ -54,8 +69,19 @@ _OF_TEXT = {
     "kdrl": ("rlad",),
 }
 
+
+def _method(arm: str) -> str:
+    """Returns the method of an arm: what a transform of logits is put before, or a variant is told of."""
+    return arm.rpartition("+ ")[2] if arm.endswith("+ standardize") else arm.partition(",")[0]
+
+
 PUBLISHED = (
-    *(Ordering(arm, base, f"authors of {arm.removeprefix('kd + ')}") for base, arms in _OWN.items() for arm in arms),
+    *(
+        Ordering(arm, base, f"authors of {_method(arm)}")
+        for named in (_OWN, _ABLATIONS)
+        for base, arms in named.items()
+        for arm in arms
+    ),
     *(Ordering(arm, base, f"authors of {arm}") for base, arms in _OF_TEXT.items() for arm in arms),
     *(Ordering("kd", arm, "Tian et al., 2020, table 1") for arm in _CRD_TABLE),
 )

@@ -100,11 +100,11 @@ def test_three_recipes_of_different_kinds_are_written_with_their_evidence(tmp_pa
 
 
 def test_other_models_and_data_take_the_place_of_the_recorded_ones() -> None:
-    wish = Wish("resnet56", "vit_micro", "digits", epochs=30)
+    wish = Wish("resnet56", "vit_micro", "cifar100", epochs=30)
     found = recommend(wish, teacher_weights="teacher.safetensors", usable=lambda recipe: None)
     for proposal in found.proposals:
         stage = proposal.recipe["stages"][-1]
-        assert stage["data"] == {"name": "digits"} | {k: v for k, v in stage["data"].items() if k != "name"}
+        assert stage["data"] == {"name": "cifar100"} | {k: v for k, v in stage["data"].items() if k != "name"}
         assert "limit" not in stage["data"]
         for name, role in stage["roles"].items():
             if name == "teacher" and "model" in role:
@@ -112,7 +112,7 @@ def test_other_models_and_data_take_the_place_of_the_recorded_ones() -> None:
             elif "model" in role:
                 assert role["model"] == "vit_micro"
     said = " ".join(found.gaps)
-    assert "No comparison was made on digits" in said
+    assert "No comparison was made on cifar100" in said
     assert "No comparison was made of resnet56 and vit_micro" in said
 
 
