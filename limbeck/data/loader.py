@@ -119,8 +119,8 @@ class Loader:
         smallest = self._batch_size if self._drop_last else count % self._batch_size or self._batch_size
         if smallest < self._world_size:
             raise RecipeError(
-                f"a batch of {smallest} cannot be divided over {self._world_size} processes; use a larger batch_size, "
-                "or drop_last for the rest at the end of an epoch"
+                f"a batch of {smallest} cannot be divided over {self._world_size} processes; choose a batch_size that "
+                f"leaves a larger rest, or none, of {count} samples (a Loader of your own may also drop_last)"
             )
 
     @property
