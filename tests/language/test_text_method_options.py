@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from language.spoken import V, numbers, ragged, said, spoken, tokens
+from language.spoken import V, loss_of, numbers, ragged, said, spoken, tokens
 from limbeck.errors import NeedsError, RecipeError
 from limbeck.functional.divergence_registry import divergence
 from limbeck.functional.sequences import sequence_means
@@ -15,7 +16,7 @@ from limbeck.functional.sparse_targets import top_k
 from limbeck.methods.base import build_method
 from limbeck.methods.sequence.adpa import advantage_loss
 from limbeck.methods.sequence.first import calibrated
-from limbeck.signals import Signals, TopK, as_term
+from limbeck.signals import Batch, Signals, TopK, as_term
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,20 @@ def test_an_advantage_of_one_cached_and_one_live_model_is_refused(sparse: str) -
     roles = {name: Signals(topk=largest) if name == sparse else spoken(said(4)) for name in ("teacher", "reference")}
     with pytest.raises(NeedsError, match=f"'{sparse}' gives its largest classes"):
         advantage_loss(**roles)
+
+
+def test_an_answer_without_tokens_does_not_dilute_the_others() -> None:
+    """Where a question fills the context, nothing of its answer is left."""
+
+    def loss(rows: slice, mask: Tensor) -> Tensor:
+        batch = tokens(mask)
+        other = {"rejected_labels": batch["labels"][rows], "rejected_mask": mask[rows]}
+        student = spoken(said(1)[rows], views={"rejected": spoken(said(2)[rows])})
+        return loss_of("redi", Batch(**{k: v[rows] for k, v in batch.items()}, **other), student=student)
+
+    mask = ragged()
+    mask[2] = False
+    torch.testing.assert_close(loss(slice(None), mask), loss(slice(0, 2), mask))
 
 
 def test_smoothing_leaves_the_first_class_what_eps_has_no_part_in() -> None:

@@ -8,7 +8,7 @@ from limbeck.functional.sequences import sequence_means
 from limbeck.hyperparameters import Fraction, NonNegative
 from limbeck.methods.base import Needs, register
 from limbeck.methods.sequence.base import STUDENT, SequenceMethod
-from limbeck.signals import Batch, Signals, Terms
+from limbeck.signals import Batch, Signals, Term, Terms
 
 
 @register(
@@ -45,10 +45,14 @@ class REDI(SequenceMethod):
         self.weights = {"chosen": 1.0, "rejected": alpha}
 
     def forward(self, batch: Batch, student: Signals) -> Terms:
-        """Returns ``chosen`` and ``rejected``."""
+        """Returns ``chosen`` and ``rejected``, a value for each answer."""
         right = self.label_log_probabilities(student, batch["labels"], batch["mask"])
         labels, mask = batch["rejected_labels"], batch["rejected_mask"]
         wrong = sequence_means(self.label_log_probabilities(student.views["rejected"], labels, mask), mask)
         if self.fade:
             wrong = wrong * torch.exp(self.fade * wrong)
-        return {"chosen": -sequence_means(right, batch["mask"]), "rejected": wrong}
+        # An answer of which nothing is left, cut off behind a long question, is none: it does not dilute the others.
+        return {
+            "chosen": Term(-sequence_means(right, batch["mask"]), batch["mask"].bool().any(-1)),
+            "rejected": Term(wrong, mask.bool().any(-1)),
+        }
