@@ -119,8 +119,18 @@ def _run_stages(
         built = build(spec)
         go_on = partial(_go_on, recipe.stages[number - 1], spec, path, built) if number else None
         _train(path, built, spec.name, go_on)
+        if reporter is not None:
+            _tell_costs(built, reporter)
     assert built is not None
     return built
+
+
+def _tell_costs(built: BuiltStage, reporter: Reporter) -> None:
+    """Says what the servers of a stage have been paid, in this run and in those before."""
+    for role, observer in built.stage.observers.items():
+        client = getattr(observer, "client", None)
+        if client is not None and distributed.rank() == 0:
+            reporter.note(f"{role}: {client.endpoint.url} has given {client.ledger}; kept in {client.journal_folder}")
 
 
 def _train(path: Path, built: BuiltStage, name: str, go_on: Callable[[], None] | None = None) -> None:

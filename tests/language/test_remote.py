@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from language.corpus import CHATML, loader, source, tiny, tokenizer
+from limbeck import run_recipe
 from limbeck.data.text import Chat, Pair, TextLoader
+from limbeck.engine.reporter import Reporter
 from limbeck.errors import CacheError, CostLimitError, RecipeError, RemoteError, UnreachableError
 from limbeck.tasks.causal_lm import CausalLM
 from limbeck.teachers.remote import Client, Endpoint, Journal, Prices, RemoteTeacher, complete_prompts, probe
@@ -283,6 +285,51 @@ def test_a_line_that_was_cut_off_is_forgotten_and_a_damaged_one_refused(tmp_path
     path.write_bytes(whole[:12] + b"X" + whole[13:])
     with pytest.raises(CacheError, match="line 1"):
         Journal(tmp_path)
+
+
+def test_processes_of_a_run_share_a_journal(tmp_path):
+    with Journal(tmp_path) as held, Journal(tmp_path, shared=True) as beside:
+        held.keep("a", [1, 2], {"prompt_tokens": 5}, ["a0", "a1"])
+        assert "a1" in beside
+        assert beside.find("a1") == 2
+        beside.keep("b", 3, {"prompt_tokens": 7})
+        held.keep("c", 4, {"prompt_tokens": 1})
+        assert "b" in held
+        assert (held.find("b"), held.find("c"), held.find("a")) == (3, 4, [1, 2])
+        assert sum(u["prompt_tokens"] for u in held.usages()) == 13
+        assert "c" in beside
+        assert len(beside) == len(held) == 3
+        assert [u["prompt_tokens"] for u in beside.usages(1)] == [7, 1]
+    with Journal(tmp_path) as again:
+        assert [again.find(key) for key in ("a0", "b", "c")] == [1, 3, 4]
+
+
+def test_a_run_says_what_its_teacher_was_paid(server, tmp_path):
+    told = []
+
+    class Hears(Reporter):
+        def note(self, message):
+            told.append(message)
+
+    remote = {"url": server.url, "model": "tiny", "journal": str(tmp_path / "paid"), "price": {"prompt": 1e6}}
+    recipe = {
+        "task": "causal-lm",
+        "data": {
+            "name": "persuasion",
+            "limit": {"train": 6, "test": 2},
+            "options": {"tokenizer": "bytes", "context": 16},
+        },
+        "roles": {"teacher": {"remote": remote}, "student": {"model": {"name": "llama", "layers": 1, "width": 16}}},
+        "method": {"name": "word_kd", "kd_ratio": 1.0},
+        "train": {"epochs": 2, "batch_size": 3, "lr": 0.01},
+        "evaluate": ["token_loss"],
+    }
+    run_recipe(recipe, out=tmp_path / "run", reporter=Hears())
+    (said,) = [message for message in told if server.url in message]
+    assert f"has given {len(server.charged)} answers" in said
+    # Every text of 17 tokens is paid in the first epoch alone, beside the two that probe the server.
+    probed = 2 * len(tokenizer().encode("The probe of a teacher: 12 words, é, 東京 and a line\nbreak."))
+    assert f": {6 * 17 + probed:,} tokens sent" in said
 
 
 def test_the_limit_stops_before_the_next_request(server, tmp_path):

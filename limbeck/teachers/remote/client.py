@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from limbeck import streams
 from limbeck.errors import RecipeError, RemoteError, UnreachableError
@@ -93,9 +94,16 @@ class Client:
         self.endpoint = endpoint
         self._place, self._prices = journal, prices or Prices()
         self._journal: Journal | None = None
+        self._process, self._processes = _of_run()
+        self._entered = 0
         self._turn = threading.Lock()
         self._next = 0.0
         self._opened()
+
+    @property
+    def journal_folder(self) -> Path:
+        """Where answers are kept."""
+        return Path(self._place)
 
     @property
     def journal(self) -> Journal:
@@ -106,10 +114,12 @@ class Client:
         """Returns the journal, opened again after it was given free, and enters what it holds into the ledger."""
         with self._turn:
             if self._journal is None:
-                self._journal = Journal(self._place)
-                self.ledger = Ledger(self._prices)
-                for usage in self._journal.usages():
-                    self.ledger.add(usage)
+                self._journal = Journal(self._place, shared=self._process > 0)
+                self.ledger, self._entered = Ledger(self._prices), 0
+            # What other processes of this run have paid counts too.
+            for usage in self._journal.usages(self._entered):
+                self.ledger.add(usage)
+                self._entered += 1
             return self._journal
 
     def close(self) -> None:
@@ -148,6 +158,7 @@ class Client:
         for attempt in range(self.endpoint.retries + 1):
             if attempt:
                 self._rest(key, attempt, problem)
+            self._opened()
             self.ledger.check()
             self._pace()
             answer, problem = self._send(path, whole, key)
@@ -159,11 +170,10 @@ class Client:
             except (KeyError, IndexError, TypeError, ValueError) as error:
                 # The server was paid for this too, though nothing can be made of it.
                 self.journal.keep(f"{key}/unusable/{attempt}/{time.time_ns()}", None, usage)
-                self.ledger.add(usage)
                 problem = f"{_UNUSABLE}: {error or type(error).__name__}"
                 continue
             self.journal.keep(key, found, usage, parts)
-            self.ledger.add(usage)
+            self._opened()
             return found
         kind = RemoteError if problem.startswith(_UNUSABLE) else UnreachableError
         raise kind(
@@ -225,7 +235,7 @@ class Client:
 
     def _pace(self) -> None:
         """Waits until another request may be sent."""
-        gap = 60.0 / self.endpoint.requests_per_minute if self.endpoint.requests_per_minute else 0.0
+        gap = 60.0 * self._processes / self.endpoint.requests_per_minute if self.endpoint.requests_per_minute else 0.0
         with self._turn:
             now = time.monotonic()
             start = max(self._next, now)
@@ -236,6 +246,13 @@ class Client:
         """Waits before another attempt: longer each time, and not as long as the others that failed with it."""
         chance = float(streams.uniform(int(key[:8], 16), "retry", attempt, np.array([0]), 1)[0, 0])
         time.sleep(min(self.endpoint.wait * 2 ** (attempt - 1), 60.0) * (0.5 + chance))
+
+
+def _of_run() -> tuple[int, int]:
+    """Returns the number of this process in its run, and how many there are."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
 
 
 def _said(error: urllib.error.HTTPError) -> str:

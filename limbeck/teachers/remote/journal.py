@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class Journal:
 
     Args:
         folder: where the journal is; made when absent.
+        shared: write beside the process that holds the journal, in a run of several processes, of which one holds it.
 
     Raises:
         CacheError: another process uses it, it cannot be written, or a line in its middle is damaged.
@@ -42,22 +44,31 @@ class Journal:
         {'text': 'answer'}
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, shared: bool = False) -> None:
         self.path = Path(folder) / FILE
         self._open = ExitStack()
         self._turn = threading.Lock()
+        self._places: dict[str, _Place] = {}
+        self._usages: list[dict[str, Any]] = []
+        self._seen = 0
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._open.enter_context(folder_lock(self.path.parent, ".journal-lock"))
-            self._places, self._usages = self._read()
+            if not shared:
+                self._open.enter_context(folder_lock(self.path.parent, ".journal-lock"))
             # Both stay open as long as the journal, which closes them.
             self._file = self._open.enter_context(open(self.path, "ab"))  # noqa: SIM115
             self._reader = self._open.enter_context(open(self.path, "rb"))  # noqa: SIM115
+            with self._alone():
+                self._catch_up()
         except BlockingIOError:
             raise CacheError(
                 f"another process uses the journal '{self.path.parent}'; wait for it, or name another in remote.journal"
             ) from None
+        except CacheError:
+            self._open.close()
+            raise
         except OSError as error:
+            self._open.close()
             raise CacheError(f"the journal '{self.path}' cannot be used: {error.strerror or error}") from None
 
     def __enter__(self) -> Journal:
@@ -74,11 +85,14 @@ class Journal:
         return len(self._usages)
 
     def __contains__(self, key: str) -> bool:
+        if key not in self._places:
+            with self._alone():
+                self._catch_up()
         return key in self._places
 
-    def usages(self) -> Iterator[dict[str, Any]]:
-        """Yields the usage of every answer there is."""
-        yield from self._usages
+    def usages(self, start: int = 0) -> Iterator[dict[str, Any]]:
+        """Yields the usage of every answer there is, from a number on."""
+        yield from self._usages[start:]
 
     def find(self, key: str) -> Any:
         """Returns the answer to a request, None where it was never answered."""
@@ -107,44 +121,52 @@ class Journal:
         record = {"key": key, "usage": usage, "answer": answer, **({"parts": list(parts)} if parts else {})}
         text = json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
         line = b"%08x %s\n" % (zlib.crc32(text), text)
-        with self._turn:
-            place = self._file.seek(0, os.SEEK_END)
+        with self._alone():
+            self._catch_up()
             try:
                 self._file.write(line)
                 self._file.flush()
                 os.fsync(self._file.fileno())
             except OSError as error:
-                os.truncate(self.path, place)
+                os.truncate(self.path, self._seen)
                 what = "the disk is full" if is_full(error) else str(error.strerror or error)
                 raise CacheError(
                     f"the journal '{self.path}' could not be written: {what}; earlier answers are kept"
                 ) from None
-            self._places |= _placed(record, place)
-            self._usages.append(usage)
+            self._enter(record, len(line))
 
-    def _read(self) -> tuple[dict[str, _Place], list[dict[str, Any]]]:
-        """Returns where every answer is, after removing a last line that was cut off."""
-        places: dict[str, _Place] = {}
-        usages: list[dict[str, Any]] = []
-        if not self.path.exists():
-            return places, usages
-        start = 0
-        with open(self.path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                record = _parsed(line) if line.endswith(b"\n") else None
-                if record is None:
-                    if file.read(1):
-                        raise CacheError(
-                            f"line {number} of the journal '{self.path}' is damaged; remove that line, its answer will "
-                            "be asked for again"
-                        )
-                    break
-                places |= _placed(record, start)
-                usages.append(record["usage"])
-                start += len(line)
-        if start < self.path.stat().st_size:
-            os.truncate(self.path, start)
-        return places, usages
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps other threads away, and the other processes of the run."""
+        with self._turn:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def _catch_up(self) -> None:
+        """Reads what was written since, by whomever; removes a last line that a kill cut off."""
+        if os.fstat(self._reader.fileno()).st_size == self._seen:
+            return
+        self._reader.seek(self._seen)
+        for line in self._reader:
+            record = _parsed(line) if line.endswith(b"\n") else None
+            if record is None:
+                if self._reader.read(1):
+                    raise CacheError(
+                        f"line {len(self._usages) + 1} of the journal '{self.path}' is damaged; remove that line, its "
+                        "answer will be asked for again"
+                    )
+                # Nobody is writing now, so whoever began this line is gone.
+                os.truncate(self.path, self._seen)
+                break
+            self._enter(record, len(line))
+
+    def _enter(self, record: Mapping[str, Any], length: int) -> None:
+        self._places |= _placed(record, self._seen)
+        self._usages.append(record["usage"])
+        self._seen += length
 
 
 def _placed(record: Mapping[str, Any], place: int) -> dict[str, _Place]:
