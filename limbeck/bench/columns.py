@@ -41,7 +41,7 @@ def facts_of(summaries: Sequence[Summary]) -> list[Fact]:
             terms.criterion.title,
             f"{_sentence(terms.criterion.explanation)}Mean and standard deviation over seeds; last epoch.",
             lambda s: s.mean,
-            lambda s: terms.text(s.mean, s.spread),
+            lambda s: terms.text(s.mean, s.spread, several=s.seeds > 1),
         ),
         _gain(f"Over {terms.first}", first, terms.unit, lambda s: s.gain),
     ]

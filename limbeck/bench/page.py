@@ -49,9 +49,11 @@ def findings(summaries: Sequence[Summary]) -> list[str]:
     by_arm = {s.arm: s for s in summaries}
     best = summaries[0]
     terms = best.terms
-    what = f"runs, {best.folds} folds each" if best.folds else "seeds"
-    figures = terms.text(best.mean, best.spread)
-    said = [f"Best mean {terms.criterion.title.lower()}: {best.arm}, {figures} over {best.seeds} {what}."]
+    title, figures = terms.criterion.title.lower(), terms.text(best.mean, best.spread, several=best.seeds > 1)
+    if all(s.seeds == 1 for s in summaries):
+        return [f"Best {title}: {best.arm}, {figures}. One seed does not tell how much of a difference is chance."]
+    what = f"runs, {best.folds} folds each" if best.folds else "seed" if best.seeds == 1 else "seeds"
+    said = [f"Best mean {title}: {best.arm}, {figures} over {best.seeds} {what}."]
     for name in dict.fromkeys((terms.first, terms.last)):
         base = by_arm.get(name)
         if base is None:
@@ -59,8 +61,9 @@ def findings(summaries: Sequence[Summary]) -> list[str]:
         others = [s for s in summaries if s is not base]
         better = [s.arm for s in others if apart(s, base) > 0]
         worse = [s.arm for s in others if apart(s, base) < 0]
+        figures = terms.text(base.mean, base.spread, several=base.seeds > 1)
         said.append(
-            f"Against {called(name)} ({terms.text(base.mean, base.spread)}): {_named(better)} better "
+            f"Against {called(name)} ({figures}): {_named(better)} better "
             f"and {_named(worse)} worse by more than two standard errors of the difference; "
             "the other arms cannot be told from it."
         )

@@ -190,7 +190,12 @@ def summarise(rows: Sequence[Row], terms: Terms | None = None) -> list[Summary]:
 
 
 def apart(one: Summary, other: Summary) -> int:
-    """Returns 1 where ``one`` is better by more than two standard errors of the difference, -1 where worse, else 0."""
+    """Returns 1 where ``one`` is better by more than two standard errors of the difference, -1 where worse, else 0.
+
+    One run of an arm has no standard error, so that nothing can be told of it.
+    """
+    if min(one.seeds, other.seeds) < 2:
+        return 0
     error = math.sqrt(one.spread**2 / one.seeds + other.spread**2 / other.seeds)
     difference = one.terms.gain(one.mean, other.mean)
     return (difference > 2 * error) - (difference < -2 * error)

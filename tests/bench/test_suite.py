@@ -132,6 +132,13 @@ def test_findings_name_only_what_the_seeds_can_tell() -> None:
     assert "no arm is better" in said[2]
 
 
+def test_one_seed_tells_nothing_of_differences() -> None:
+    said = findings(summarise([row("none", 0, 0.5), row("kd", 0, 0.7), row("at", 0, 0.3)]))
+    assert said == ["Best accuracy: kd, 70.00 %. One seed does not tell how much of a difference is chance."]
+    several = [row("none", s, 0.5) for s in range(2)] + [row("kd", 0, 0.7)]
+    assert not any("kd is better" in line for line in findings(summarise(several)))
+
+
 def test_table_survives_the_file(tmp_path: Path) -> None:
     rows = [row("none", 0, 0.5), row("kd + standardize", 1, 0.25)]
     write_csv(rows, tmp_path / "t.csv")
