@@ -26,6 +26,7 @@ _INSERTS = {
     "methods": methods.method_table,
     "models": parts.model_table,
     "data": parts.data_table,
+    "text": parts.text_table,
     "augmentations": parts.augmentation_list,
     "transforms": parts.transform_list,
     "logit_transforms": parts.logit_transform_table,

@@ -8,6 +8,8 @@ from typing import Any
 from limbeck.data.augment import augmentations
 from limbeck.data.augment.base import policies
 from limbeck.data.source import datasets
+from limbeck.data.text import load_text, load_tokenizer
+from limbeck.data.text.source import texts
 from limbeck.evaluate import evaluations
 from limbeck.evaluate.measure import Measure
 from limbeck.functional.logit_transforms import LOGIT_TRANSFORMS
@@ -21,6 +23,7 @@ from limbeck.transforms import transforms
 from .markup import Links, markdown, table
 
 _COUNT = Measure("count", "count", "count")
+_NOT_OF_OPTIONS = ("spec", "tokenizer", "split", "validation", "holdout", "limit")
 _ACCURACY = Measure("accuracy", "accuracy", "fraction")
 
 
@@ -57,6 +60,29 @@ def data_table() -> str:
         if options:
             details.append(f"### `{entry.name}`\n\n{_options(options)}")
     return "\n".join([table(["Name", "What it is", "Licence and origin"], rows), "## Options of data sets\n", *details])
+
+
+def text_table() -> str:
+    """Returns the text data sets with their licences, the options of each, and those that all have."""
+    rows, details = [], []
+    for entry in texts.entries():
+        doc = documented(entry.part)
+        rows.append(
+            [f"`{entry.name}`", sentence_case(entry.about["title"]), markdown(entry.about.get("licence", ""), {})]
+        )
+        options = options_of(entry.part, doc, leave_out=("self", "split", "path"))
+        if options:
+            details.append(f"### `{entry.name}`\n\n{_options(options)}")
+    shared = options_of(load_text, documented(load_text), leave_out=_NOT_OF_OPTIONS)
+    return "\n".join(
+        [
+            table(["Name", "What it is", "Licence and origin"], rows),
+            "## Options of all text\n\nBeside them `tokenizer` and `teacher_tokenizer` name tokenizers: "
+            f"{markdown(documented(load_tokenizer).items('Args')['name'], {})}\n\n{_options(shared)}",
+            "## Options of text data sets\n",
+            *details,
+        ]
+    )
 
 
 def augmentation_list() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from limbeck.data.source import datasets
+from limbeck.data.text.source import Options, texts
 from limbeck.evaluate import evaluations
 from limbeck.methods.base import methods
 from limbeck.recipes.load import shipped
@@ -71,6 +73,8 @@ def _has_anchor(page: Path, anchor: str) -> bool:
         ("methods/index.md", lambda: methods),
         ("models.md", lambda: models),
         ("data.md", lambda: datasets),
+        ("data.md", lambda: texts),
+        ("data.md", lambda: [f"`{key}`" for key in inspect.signature(Options).parameters]),
         ("evaluations.md", lambda: evaluations),
         ("recipes.md", shipped),
         ("recipes.md", lambda: [key for m in (Recipe, StageSpec, RoleSpec, DataSpec) for key in m.model_fields]),
