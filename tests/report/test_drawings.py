@@ -231,6 +231,15 @@ def test_contributions_and_gradients_of_terms() -> None:
     assert gradient_curves(plain) is None
 
 
+def test_a_curve_of_one_epoch_has_a_mark_that_can_be_seen() -> None:
+    records = [{"epoch": n, "loss": 1.0, "terms": {"ce": 0.5, "kd": 0.5}} for n in range(2)]
+    one, two = (loss_curves(Arm("KD", "distilled", ({},), (tuple(records[:n]),))) for n in (1, 2))
+    assert one is not None
+    assert two is not None
+    assert one.svg.count("<use ") > two.svg.count("<use ")
+    assert "1.0" not in re.findall(r">([\d.]+)<", one.svg.partition(">epoch<")[0])
+
+
 def test_ticks_of_a_logarithmic_axis_are_numbers() -> None:
     history = tuple({"epoch": n, "loss": 10.0**-n, "terms": {"ce": 10.0**-n}} for n in range(4))
     figure = loss_curves(Arm("KD", "distilled", ({},), (history,)))

@@ -103,6 +103,7 @@ def loss_curves(arm: Arm) -> Figure | None:
                 [math.fsum(v) / len(v) for v in totals],
                 color=INK,
                 linewidth=1.0,
+                marker=_mark(total_epochs),
                 label="loss, weighted sum",
             )
         _draw_terms(axes, curves)
@@ -184,10 +185,15 @@ def _draw_terms(axes: Any, curves: Mapping[str, _Curve]) -> None:
     for number, (name, (epochs, values)) in enumerate(curves.items()):
         style = ("-", "--", "-.", ":")[number % 4]
         means = [math.fsum(v) / len(v) for v in values]
-        axes.plot(epochs, means, color=series(number), linestyle=style, label=short(name))
-    axes.xaxis.set_major_locator(ticker().MaxNLocator(integer=True, nbins=8))
+        axes.plot(epochs, means, color=series(number), linestyle=style, marker=_mark(epochs), label=short(name))
+    axes.xaxis.set_major_locator(ticker().MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     axes.set_xlabel("epoch")
     axes.tick_params(which="both", colors=MUTED, length=0)
+
+
+def _mark(epochs: Sequence[int]) -> str | None:
+    """Returns the mark of a curve's points: a line through one point cannot be seen."""
+    return "o" if len(epochs) == 1 else None
 
 
 def _ends(curves: Mapping[str, _Curve]) -> str:
