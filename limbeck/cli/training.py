@@ -154,3 +154,19 @@ def cache(
             progress=bar.update,
         )
     typer.echo(said)
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(help="Folder of a teacher cache.")]) -> None:
+    """Check every byte of a teacher cache, and say what it holds and of whom.
+
+    Where files are missing or corrupt, they are named and the command ends with status 2; the `limbeck cache` command
+    that wrote the cache rewrites those files alone when it is called again.
+    """
+    from limbeck.teachers.cache import describe, verify
+    from limbeck.teachers.cache.sequences.header import is_sequence_cache
+    from limbeck.teachers.cache.sequences.inspection import describe_sequences, verify_sequences
+
+    check, say = (verify_sequences, describe_sequences) if is_sequence_cache(folder) else (verify, describe)
+    check(folder)
+    typer.echo(f"{say(folder)} Every byte is as it was written.")

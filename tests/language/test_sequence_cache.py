@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from language.corpus import loader, sequences, source, tiny, tokenizer
+from limbeck.cli import main
 from limbeck.data.text import TextLoader, TextSource
 from limbeck.errors import CacheError
 from limbeck.tasks.causal_lm import CausalLM
@@ -170,8 +171,12 @@ def test_a_broken_shard_is_refused_named_and_repaired(tmp_path, codec):
         verify_sequences(folder)
     with pytest.raises(CacheError, match=path.name):
         CachedSequences(folder, loader())(next(loader().epoch(0)))
+    with pytest.raises(SystemExit, match="2"):
+        main(["verify", str(folder)])
     write(folder, codec)
     assert path.read_bytes() == before
+    with pytest.raises(SystemExit, match="0"):
+        main(["verify", str(folder)])
 
 
 def test_a_cache_of_another_tokenizer_template_teacher_or_text_is_refused(tmp_path):

@@ -10,6 +10,7 @@ from caching import BATCH, SAMPLES, cache_of, content, images, loader_of, source
 from safetensors.numpy import load_file
 from torch import nn
 
+from limbeck.cli import main
 from limbeck.errors import CacheError, NeedsError, RecipeError, TeacherChangedError
 from limbeck.signals import Batch, Signals
 from limbeck.tasks.classification import Classification
@@ -95,6 +96,21 @@ def test_broken_shards_are_written_again(tmp_path: Path, whole: dict[str, bytes]
     cache_of(tmp_path)
     assert content(tmp_path) == whole
     assert verify(tmp_path) == 2 * SAMPLES
+
+
+def test_the_command_says_that_a_cache_is_whole_or_what_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache_of(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(["verify", str(tmp_path)])
+    assert end.value.code in (None, 0)
+    assert f"{SAMPLES} samples" in capsys.readouterr().out
+    (tmp_path / "view-0001" / "00002.safetensors").unlink()
+    with pytest.raises(SystemExit) as end:
+        main(["verify", str(tmp_path)])
+    assert end.value.code == 2
+    assert "view-0001/00002.safetensors" in capsys.readouterr().err
 
 
 def test_a_finished_cache_is_extended_by_views(tmp_path: Path, whole: dict[str, bytes]) -> None:
