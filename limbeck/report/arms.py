@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from limbeck.evaluate import Measure, Predictions, Spread, of_teacher
+from limbeck.evaluate import Measure, Predictions, Spread, measures, of_teacher
 from limbeck.report.runs import RunRecord
 
 Kind = Literal["teacher", "baseline", "distilled"]
@@ -154,13 +154,31 @@ def _clash(arms: Sequence[Arm]) -> bool:
 
 def _teacher_arm(group: Sequence[RunRecord]) -> Arm:
     model = group[0].model("teacher")
-    distinct = {str(of_teacher(record.results).get("accuracy", {})): record for record in group}
     return Arm(
         name=f"teacher {model}".strip(),
         kind="teacher",
-        results=tuple(of_teacher(record.results) for record in distinct.values()),
+        results=_told_of_teacher(group),
         predictions=next(
             (r.predictions for r in group if r.predictions is not None and "teacher" in r.predictions.logits), None
         ),
         role="teacher",
     )
+
+
+def _told_of_teacher(group: Sequence[RunRecord]) -> tuple[Mapping[str, Any], ...]:
+    """What runs say of their teacher; those that report the same numbers share an entry, to which each adds its own.
+
+    Runs may have been judged by different evaluations, so no single one need have everything.
+    """
+    telling = measures(("accuracy", "token_loss"))
+    entries: list[dict[str, Any]] = []
+    for record in group:
+        said = of_teacher(record.results)
+        for entry in entries:
+            pairs = [(measure, measure.read(entry), measure.read(said)) for measure in telling]
+            if all(m.text(one) == m.text(two) for m, one, two in pairs if one is not None and two is not None):
+                entry.update({name: part for name, part in said.items() if name not in entry})
+                break
+        else:
+            entries.append(dict(said))
+    return tuple(entries)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from limbeck.report.arms import Arm, arms_of
 from limbeck.report.beyond import beyond_sections
 from limbeck.report.comparison import alone, best, comparison_sections
 from limbeck.report.disagreement import Images, disagreements
+from limbeck.report.held_out import by_data, headed, told_apart
 from limbeck.report.language_sections import is_text, language_sections
 from limbeck.report.page import render
 from limbeck.report.pictures import images_of, judged_on
@@ -56,10 +56,14 @@ def report_runs(
     remarks = list(dict.fromkeys(remark for record in records for remark in record.missing))
     if all(is_text(record.stage) for record in records):
         # Nobody keeps all logits of a text.
-        sections, remarks = language_sections(arms), [r for r in remarks if not r.startswith("the predictions")]
-    else:
-        sections, reason = _image_sections(arms, records)
-        remarks += [f"pictures of disagreements: {reason}"] if reason else []
+        remarks = [r for r in remarks if not r.startswith("the predictions")]
+    groups = by_data(records)
+    sections: list[Section] = [told_apart(groups)] if len(groups) > 1 else []
+    for number, (label, group) in enumerate(groups.items()):
+        own, reason = _judged_sections(group)
+        sections += own if len(groups) == 1 else headed(own, label, number)
+        where = f" on {label}" if len(groups) > 1 else ""
+        remarks += [f"pictures of disagreements{where}: {reason}"] if reason else []
     sections += [*extra, *_details(records)]
     if remarks:
         sections.append(Text("What is not in this report", tuple(_sentence(remark) for remark in remarks), tone="note"))
@@ -67,6 +71,14 @@ def report_runs(
         title or _title(records, arms), sections, subtitle=subtitle or _subtitle(records), footer=_machine(records)
     )
     return _written(Path(out), page)
+
+
+def _judged_sections(records: Sequence[RunRecord]) -> tuple[list[Section], str]:
+    """What runs on the same data say, and why there are no pictures of disagreements; empty where none are due."""
+    arms = arms_of(records)
+    if all(is_text(record.stage) for record in records):
+        return language_sections(arms), ""
+    return _image_sections(arms, records)
 
 
 def _image_sections(arms: Sequence[Arm], records: Sequence[RunRecord]) -> tuple[list[Section], str]:
@@ -120,9 +132,6 @@ def _pictures(
 
 
 def _images(records: Sequence[RunRecord]) -> tuple[Images | None, str]:
-    sources = {json.dumps(record.stage.get("data"), sort_keys=True, default=str): record for record in records}
-    if len(sources) > 1:
-        return None, "the runs were judged on different data"
     try:
         return images_of(judged_on(records[0])), ""
     except LimbeckError as error:

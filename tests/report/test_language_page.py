@@ -9,16 +9,17 @@ import pytest
 import yaml
 
 from language.corpus import loader, source, tiny
-from limbeck.evaluate import evaluate
+from limbeck.evaluate import evaluate, of_teacher
 from limbeck.report.arms import arms_of
 from limbeck.report.figures.language import arm_curves, band_name, by_frequency, lengths
 from limbeck.report.figures.palette import palette
+from limbeck.report.held_out import by_data
 from limbeck.report.language_sections import hacking_warnings, language_sections, verdict
 from limbeck.report.run_page import report_runs
 from limbeck.report.runs import read_run
 from limbeck.report.sections import Figures, Table
 from limbeck.tasks.causal_lm import CausalLM
-from report.pages import HOSTILE, Page
+from report.pages import HOSTILE, Page, read_page
 
 NAMES = [
     "token_loss", "token_agreement", "token_calibration", {"name": "frequency_bands", "bands": 3},
@@ -83,6 +84,38 @@ def test_the_page_shows_every_theme_and_is_whole(folders, tmp_path):
         assert part in page.text, part
     assert "nan" not in page.text.lower().split()
     assert "Accuracy while training" not in page.text
+
+
+def test_what_different_runs_say_of_one_teacher_is_put_together(tmp_path, results):
+    short = {name: results[1][name] for name in ("token_loss", "token_agreement")}
+    for order in ("kd", "sft"), ("sft", "kd"):
+        said = {"kd": results[0], "sft": short}
+        paths = [folder(tmp_path / f"{name}-{order[0]}", "word_kd" if name == "kd" else "sft", said[name])
+                 for name in order]  # fmt: skip
+        (teacher,) = [arm for arm in arms_of([read_run(path) for path in paths]) if arm.kind == "teacher"]
+        (told,) = teacher.results
+        assert told == of_teacher(results[0])
+        assert {"frequency_bands", "repetition", "size"} <= set(told)
+
+
+def test_texts_of_other_data_are_not_compared(tmp_path, results):
+    paths = [folder(tmp_path / name, method, results[n % 2]) for n, (name, method) in enumerate(
+        [("a", "word_kd"), ("b", "sft"), ("c", "word_kd"), ("d", "sft")])]  # fmt: skip
+    written = {"name": "generated", "options": {"of": {"name": "n"}, "greedy": True}}
+    for path, data in zip(paths, [{"name": "n"}, written, {"name": "m"}, {"name": "m"}]):
+        recipe = yaml.safe_load((path / "recipe.yaml").read_text())
+        recipe["stages"][0]["data"] = data
+        (path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    groups = by_data([read_run(path) for path in paths])
+    assert {label: [r.folder.name for r in group] for label, group in groups.items()} == {
+        "n, test data": ["a", "b"], "m, test data": ["c", "d"],
+    }  # fmt: skip
+    page = read_page(report_runs(paths, tmp_path / "r.html").read_text())
+    assert "a, b on n, test data; c, d on m, test data" in page.text
+    assert "Frequent and rare tokens, calibration: m, test data" in page.text
+    other = {**results[1], "token_loss": {**results[1]["token_loss"], "tokens": 7}}
+    cut = folder(tmp_path / "e", "sft", other)
+    assert len(by_data([read_run(path) for path in (paths[0], cut)])) == 2
 
 
 def test_an_arm_that_hacks_its_teacher_is_marked_and_named(folders):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from limbeck.data import as_source
 from limbeck.errors import DataError, RunFolderError
 from limbeck.report.arms import arms_of
 from limbeck.report.disagreement import disagreements
+from limbeck.report.held_out import by_data
 from limbeck.report.pictures import as_pixels, images_of, judged_on
 from limbeck.report.run_page import report_runs
 from limbeck.report.runs import read_run
@@ -92,11 +94,44 @@ def test_one_run_without_teacher_makes_a_page(make_run: MakeRun, tmp_path: Path)
     assert "Pictures of disagreements: no run tells of a teacher and a student." in text
 
 
-def test_runs_on_different_data_show_no_pictures(make_run: MakeRun, tmp_path: Path) -> None:
-    folders = [make_run("none"), make_run("kd", data={"limit": 77})]
-    assert "judged on different data" in read_page(report_runs(folders, tmp_path / "r.html").read_text()).text
+def test_data_that_are_not_here_show_no_pictures(make_run: MakeRun, tmp_path: Path) -> None:
     elsewhere = [make_run("dkd", data={"name": "no-such-data"})]
     assert "no-such-data" in read_page(report_runs(elsewhere, tmp_path / "r.html").read_text()).text
+
+
+def test_runs_judged_on_different_data_are_not_compared(make_run: MakeRun, tmp_path: Path) -> None:
+    folders = [
+        make_run("none"),
+        make_run("kd", strength=2.0),
+        make_run("dkd", strength=2.5, data={"name": "digits"}),
+        make_run("dist", strength=2.2, data={"name": "digits"}),
+    ]
+    page = read_page(report_runs(folders, tmp_path / "r.html").read_text())
+    assert "These runs were judged on different data" in page.text
+    tables = {title: rows for title, rows in _tables(folders, tmp_path).items() if title.startswith("Results")}
+    assert list(tables) == ["Results: fashion-mnist-small, test data", "Results: digits, test data"]
+    marked = [{row for row, best in rows.items() if best} for rows in tables.values()]
+    assert marked == [{"KD"}, {"DKD"}]
+    assert all(any(row.startswith("teacher") for row in rows) for rows in tables.values())
+
+
+def test_less_training_data_does_not_change_what_is_judged(make_run: MakeRun, tmp_path: Path) -> None:
+    folders = [make_run("none"), make_run("kd", data={"limit": 77}), make_run("dkd", data={"limit": {"train": 5}})]
+    assert len(by_data([read_run(folder) for folder in folders])) == 1
+    other = make_run("kd", data={"limit": {"test": 5}}, suffix="-few")
+    assert len(by_data([read_run(folder) for folder in (*folders, other)])) == 2
+
+
+def _tables(folders: list[Path], tmp_path: Path) -> dict[str, dict[str, bool]]:
+    """Whether accuracy is marked as the best, by heading of the table and name of the row."""
+    html = report_runs(folders, tmp_path / "tables.html").read_text()
+    found: dict[str, dict[str, bool]] = {}
+    for part in re.findall(r'<section class="table".*?</section>', html, re.DOTALL):
+        title = re.search(r"<h2.*?>(.*?)</h2>", part, re.DOTALL)
+        assert title is not None
+        rows = re.findall(r'<th scope="row">(?:<span.*?</span>)?(.*?)</th>\s*<td class="(.*?)"', part, re.DOTALL)
+        found[title[1].strip()] = {name.strip(): "best" in classes for name, classes in rows}
+    return found
 
 
 def test_a_hostile_run_folder_runs_nothing(make_run: MakeRun, tmp_path: Path) -> None:
