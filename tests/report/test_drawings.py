@@ -70,6 +70,39 @@ def test_drawings_are_valid_and_use_only_colours_of_the_page(arms: list[Arm]) ->
     assert len(page.all("figure")) == len(figures)
 
 
+def test_legends_cover_no_data_and_stay_in_the_drawing(arms: list[Arm], monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    drawn: dict[str, Any] = {}
+    whole = Drawing.svg
+
+    def svg(self: Drawing) -> str:
+        drawn[self.name] = self._figure
+        return whole(self)
+
+    monkeypatch.setattr(Drawing, "svg", svg)
+    terms = ("a_term_of_a_longer_name", "another_of_a_longer_name", "ce", "kd")
+    # Both the falling loss of one term and the level one of another meet a legend in any corner of such axes.
+    history = tuple(
+        {"epoch": n, "loss": 4.0 - n, "terms": dict.fromkeys(terms[:3], 2.0 - 0.1 * n) | {"kd": 0.1 * n}}
+        for n in range(4)
+    )
+    loss_curves(Arm("word_kd", "distilled", ({},), (history,)))
+    every_figure(arms, [f"class {n}" for n in range(10)])
+    with_legends = 0
+    for name, figure in drawn.items():
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        for axes in figure.axes:
+            if (legend := axes.get_legend()) is None:
+                continue
+            with_legends += 1
+            box, data = (part.get_window_extent(canvas.get_renderer()) for part in (legend, axes))
+            assert box.y0 >= data.y1 - 1, f"the legend of {name} covers data"
+            assert box.x1 <= figure.bbox.x1 + 1, f"the legend of {name} leaves the drawing"
+    assert with_legends >= 4
+
+
 def test_the_words_hold_the_numbers(arms: list[Arm]) -> None:
     looks = palette(arms)
     kd = next(arm for arm in arms if arm.name == "KD")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from xml.etree import ElementTree
@@ -15,6 +15,9 @@ WIDTH, HEIGHT = 5.0, 3.3
 """Inches of a drawing at 72 points an inch: narrow enough for its letters to be readable on a phone."""
 
 _LONGEST_NAME = 24
+_LEGEND_COLUMNS = 3
+_LETTER, _HANDLE = 5.0, 31.0
+"""Points that a letter of a legend takes on average, and the line and spaces beside each label."""
 
 # Colours that nobody would choose stand for the page's own, which replace them in the finished drawing.
 INK, MUTED, GRID, SURFACE = "#010101", "#020202", "#030303", "#040404"
@@ -108,9 +111,17 @@ class Drawing:
 
     @staticmethod
     def legend_above(axes: Any) -> None:
-        """Puts the legend over the drawing, where it covers nothing."""
+        """Puts the legend over the drawing, where it covers nothing, in as many columns as there is room for."""
+        labels = axes.get_legend_handles_labels()[1]
+        room = 72 * axes.figure.get_figwidth() * axes.get_position().width
+        columns = next((n for n in range(_LEGEND_COLUMNS, 1, -1) if _legend_width(labels, n) <= room), 1)
         axes.legend(
-            loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, columnspacing=1.2, handletextpad=0.4, borderaxespad=0.2
+            loc="lower left",
+            bbox_to_anchor=(0, 1.0),
+            ncols=columns,
+            columnspacing=1.2,
+            handletextpad=0.4,
+            borderaxespad=0.2,
         )
 
     def svg(self) -> str:
@@ -141,6 +152,13 @@ class Drawing:
                 title = ElementTree.Element("title")
                 title.text = text
                 element.insert(0, title)
+
+
+def _legend_width(labels: Sequence[str], columns: int) -> float:
+    """Points that a legend takes about; its columns are filled one after the other."""
+    rows = -(-len(labels) // columns)
+    parts = [labels[start : start + rows] for start in range(0, len(labels), rows)] if rows else []
+    return sum(_HANDLE + _LETTER * max(map(len, part)) for part in parts)
 
 
 def ticker() -> Any:

@@ -98,7 +98,7 @@ def lengths(arms: Sequence[Arm], looks: Looks) -> Figure | None:
             )
         axes.set(xlim=(0, max(everything) * 1.02), ylim=(0, 1.02), xlabel="tokens written", ylabel="texts up to there")
         axes.yaxis.set_major_formatter(ticker().PercentFormatter(1.0, decimals=0, symbol=" %"))
-        axes.legend(loc="upper left")
+        drawing.legend_above(axes)
     means = "; ".join(f"{a.name} {sum(known[a.name]) / len(known[a.name]):.1f} tokens on average" for a in shown)
     caption = "A step at the right end are texts that were cut off at the most tokens allowed."
     return Figure("Length of what is written", drawing.svg(), f"Cumulative chart of lengths: {means}.", caption)

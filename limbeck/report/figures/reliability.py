@@ -60,7 +60,7 @@ def reliability(
         axes.set(xlim=(0, 1.02), ylim=(0, 1.04), xlabel="confidence", ylabel="accuracy")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(ticker().PercentFormatter(1.0, decimals=0, symbol=" %"))
-        axes.legend(loc="upper left")
+        drawing.legend_above(axes)
     errors = ", ".join(f"{arm.name} has a calibration error of {error.text(arm.spread(error))}" for arm in shown)
     caption = (
         "Below the diagonal a model is surer than it is right. Marks grow with the samples of their bin; "

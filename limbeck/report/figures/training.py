@@ -59,7 +59,7 @@ def accuracy_curves(arms: Sequence[Arm], looks: Mapping[str, Look]) -> Figure | 
         axes.yaxis.set_major_formatter(ticker().PercentFormatter(1.0, decimals=None, symbol=" %"))
         axes.xaxis.set_major_locator(ticker().MaxNLocator(integer=True, nbins=8))
         axes.set_xlabel("epoch")
-        axes.legend(loc="lower right")
+        drawing.legend_above(axes)
     final = ", ".join(f"{arm.name} ends at {_means(curves[arm.name])[-1]:.1%}" for arm in shown)
     seeds = "Bands reach from the lowest to the highest seed. " if any(len(arm.history) > 1 for arm in shown) else ""
     caption = (
@@ -113,7 +113,7 @@ def loss_curves(arm: Arm) -> Figure | None:
             # Plain numbers: the drawing's letters are text, which shows no formulas.
             axes.yaxis.set_major_formatter(ticker().FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(ticker().NullFormatter())
-        axes.legend(loc="upper right")
+        drawing.legend_above(axes)
     caption = "Means over the epoch, before weights; the weighted sum is what the optimizer saw."
     return Figure(f"Loss of {arm.name}", drawing.svg(), f"Line chart of loss terms by epoch: {_ends(curves)}.", caption)
 
@@ -127,7 +127,7 @@ def contribution_curves(arm: Arm) -> Figure | None:
     with drawing.axes() as axes:
         _draw_terms(axes, curves)
         axes.yaxis.set_major_formatter(ticker().PercentFormatter(1.0, decimals=None, symbol=" %"))
-        axes.legend(loc="upper right")
+        drawing.legend_above(axes)
     caption = "Weight times mean of each term, as a share of the sum of their sizes."
     return Figure(
         f"What the loss of {arm.name} is made of", drawing.svg(), f"Line chart of shares: {_ends(curves)}.", caption
@@ -145,7 +145,7 @@ def gradient_curves(arm: Arm) -> Figure | None:
         _draw_terms(axes, curves)
         axes.set_ylim(-1.05, 1.05)
         axes.set_ylabel("cosine with all other terms")
-        axes.legend(loc="lower right")
+        drawing.legend_above(axes)
     caption = (
         "Between the weighted gradient of a term and that of all others together: below zero it works against them."
     )
