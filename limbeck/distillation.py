@@ -50,6 +50,7 @@ def distill(
     task: str = "classification",
     augment: Sequence[Mapping[str, Any]] = (),
     views: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    transforms: Sequence[str | Mapping[str, Any]] = (),
     taps: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     roles: Mapping[str, Role] | None = None,
     seed: int = 0,
@@ -75,6 +76,7 @@ def distill(
         task: how models are run.
         augment: augmentation of the training data, as in a recipe; none by default.
         views: further views of each sample, by name, for methods that need them.
+        transforms: what changes a batch before the models see it, as in a recipe: ``["mixup"]``.
         taps: by role and tap group, the modules whose outputs are features (``{"student": {"stages": ["layer1",
             "layer2"]}}``).
         roles: further roles, for methods with more than a student and a teacher.
@@ -100,6 +102,7 @@ def distill(
     from limbeck.data.subsets import hold_out
     from limbeck.evaluate.accuracy import accuracy_on
     from limbeck.recipes.method_section import as_method
+    from limbeck.transforms import build_transforms
 
     settings = validated_model(TrainSettings, train, "train")
     built, weights = as_method(method)
@@ -131,15 +134,17 @@ def distill(
             seed=seed,
             shuffle=False,
         )
+    changes = build_transforms(transforms, loader, seed=seed, num_classes=source.info.num_classes)
     tapped = taps or {}
     all_roles = {"student": Role(model=student, taps=tapped.get("student")), **(roles or {})}
     if teacher is not None:
-        all_roles["teacher"] = Role(model=teacher, taps=tapped.get("teacher"))
-    folder = (
-        RunFolder.open(out, {"method": str(method), "seed": seed, "train": settings.model_dump(mode="json")})
-        if out is not None
-        else None
-    )
+        # Attacks and learnt augmentation may send gradients through it, to the inputs.
+        seen_through = any("teacher" in getattr(change, "runs", ()) for change in changes)
+        all_roles["teacher"] = Role(model=teacher, taps=tapped.get("teacher"), differentiable=seen_through)
+    identity = {"method": str(method), "seed": seed, "train": settings.model_dump(mode="json")}
+    if transforms:
+        identity["transforms"] = [str(entry) for entry in transforms]
+    folder = None if out is None else RunFolder.open(out, identity)
     try:
         stage = Stage(
             method=built,
@@ -148,6 +153,7 @@ def distill(
             loader=loader,
             settings=settings,
             weights=weights,
+            transforms=changes,
             labels=source.labels(),
             num_classes=source.info.num_classes or None,
             evaluate=None if held is None else lambda model: {"accuracy": accuracy_on(model, held, how)},

@@ -25,7 +25,7 @@ from limbeck.recipes.stage_data import StageData, build_data, cached_views
 from limbeck.recipes.stage_roles import RoleBuilder
 from limbeck.recipes.task_section import make_task, reads_text
 from limbeck.tasks.base import Task
-from limbeck.transforms import build_transform
+from limbeck.transforms import build_transforms
 
 
 @dataclass
@@ -93,9 +93,7 @@ def build_stage(
             f"{len(data.train)} samples has one; change train.batch_size from {spec.train.batch_size}, or data.limit"
         )
     known: dict[str, Any] = {"seed": recipe.seed, "num_classes": data.train.info.num_classes, "trust": trust}
-    changes = [build_transform(entry, **known) for entry in spec.transforms]
-    for change in changes:
-        change.pixel_scale = getattr(data.loader, "pixel_scale", change.pixel_scale)
+    changes = build_transforms(spec.transforms, data.loader, **known)
     if cache is not None and any("inputs" in change.changes for change in changes):
         raise RecipeError(
             "a cached teacher knows the samples as the augmentation leaves them, but a transform changes them further; "

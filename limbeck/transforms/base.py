@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from limbeck.data.pixel_scale import PixelScale
@@ -154,3 +154,25 @@ def build_transform(entry: str | Mapping[str, Any], *, seed: int, num_classes: i
     given: dict[str, Any] = {"seed": seed, "num_classes": num_classes, "trust": trust}
     takes = inspect.signature(made).parameters
     return made(**{str(k): v for k, v in options.items()}, **{k: v for k, v in given.items() if k in takes})
+
+
+def build_transforms(
+    entries: Sequence[str | Mapping[str, Any]], loader: Any, *, seed: int, num_classes: int, trust: bool = False
+) -> list[Transform]:
+    """Returns the transforms of recipe entries for the batches of a loader, which says how pixels became inputs.
+
+    Args:
+        entries: the recipe's.
+        loader: what gives the batches.
+        seed: seed of the run.
+        num_classes: number of classes, or of tokens.
+        trust: allow options that run the code they name, for transforms that have such.
+
+    Raises:
+        UnknownNameError: no transform has that name; proposes near matches.
+        RecipeError: an option is unknown or out of its range.
+    """
+    made = [build_transform(entry, seed=seed, num_classes=num_classes, trust=trust) for entry in entries]
+    for change in made:
+        change.pixel_scale = getattr(loader, "pixel_scale", change.pixel_scale)
+    return made

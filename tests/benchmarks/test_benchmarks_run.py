@@ -24,6 +24,7 @@ ROWS = {
     "language_step": ("limbeck",),
     "on_policy": ("32 prompts, in parts of 8", "8 prompts x 4", "8 prompts x 1"),
     "loss_head": ("limbeck eager",),
+    "shifted_digits": ("KD, moved by a pixel", "HARD", "KD, moved as in the test"),
     "sampled_gradient": ("50 draws, as published", "40 draws by a comb", "topk of 32"),
 }
 # One process for all, because importing PyTorch takes longer than most of them.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from limbeck.errors import NeedsError, RecipeError
+from limbeck import distill
+from limbeck.errors import NeedsError, RecipeError, UnknownNameError
 from limbeck.functional.affine_warp import reparameterised, warp, warp_matrices
 from limbeck.signals import Batch
 from limbeck.tasks.classification import Classification
@@ -218,3 +221,24 @@ def test_shares_prefer_what_the_models_disagree_on() -> None:
     shares = torch.softmax(made.preference, 0)
     assert shares.std() > 0
     assert shares.sum().item() == pytest.approx(1)
+
+
+def test_distill_takes_transforms_and_lets_gradients_through_the_teacher() -> None:
+    generator = torch.Generator().manual_seed(0)
+    data = torch.rand(32, 1, 8, 8, generator=generator), torch.arange(32) % CLASSES
+
+    def network(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, CLASSES))
+
+    def student(**options: Any) -> torch.Tensor:
+        model = network(1)
+        distill(network(0), model, data, epochs=2, batch_size=16, lr=0.1, **options)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    plain, mixed = student(), student(transforms=["mixup"])
+    assert not torch.equal(plain, mixed)
+    assert torch.equal(mixed, student(transforms=[{"name": "mixup"}]))
+    assert torch.isfinite(student(method="hard", transforms=["hard"])).all()
+    with pytest.raises(UnknownNameError, match="mixup"):
+        student(transforms=["mixpu"])
