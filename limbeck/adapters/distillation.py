@@ -115,12 +115,12 @@ class Distillation(nn.Module):
     def _check(self, method: Method, roles: Mapping[str, Role], learners: Mapping[str, nn.Module]) -> None:
         if len(method.players(learners)) > 1:
             raise RecipeError(
-                f"{type(method).__name__} trains several models with an optimizer each, which other loops do not; use "
+                f"{method.called} trains several models with an optimizer each, which other loops do not; use "
                 "limbeck.distill"
             )
         if method.refreshes or method.needs.holdout:
             raise RecipeError(
-                f"{type(method).__name__} looks at data between epochs or at held-out samples, which other loops do "
+                f"{method.called} looks at data between epochs or at held-out samples, which other loops do "
                 "not give; use limbeck.distill"
             )
         averages = [name for name, role in roles.items() if role.ema_of is not None]
@@ -142,7 +142,7 @@ class Distillation(nn.Module):
         def observe_all() -> Iterator[tuple[Batch, dict[str, Signals]]]:
             if batches is None:
                 raise NeedsError(
-                    f"{type(method).__name__} gathers statistics before training; give `batches`, a function that "
+                    f"{method.called} gathers statistics before training; give `batches`, a function that "
                     "returns an iterable over the training batches"
                 )
             for values in batches():

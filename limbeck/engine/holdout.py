@@ -52,7 +52,7 @@ def holdout_for(method: Method, loader: _Loader | None) -> HoldOut | None:
         return None
     if loader is None:
         raise NeedsError(
-            f"{type(method).__name__} judges the student on samples that it is not trained on while it trains; keep "
+            f"{method.called} judges the student on samples that it is not trained on while it trains; keep "
             "some out, `data: {holdout: 0.1}`"
         )
     return HoldOut(loader)

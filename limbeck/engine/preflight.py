@@ -28,7 +28,7 @@ def check_settings(method: Method, settings: TrainSettings) -> None:
     Raises:
         RecipeError: names the setting.
     """
-    name, processes = type(method).__name__, distributed.world_size()
+    name, processes = method.called, distributed.world_size()
     if settings.micro_batches > 1 and method.batch_coupled:
         raise RecipeError(
             f"the loss of {name} couples the samples of a batch, so micro-batches would change it; set "
@@ -86,7 +86,7 @@ def dry_run(method: Method, batch: Batch, observers: Mapping[str, Callable[[Batc
     """
     if method.batch_coupled and batch.size < 2:
         raise NeedsError(
-            f"the loss of {type(method).__name__} compares the samples of a batch, but a batch has {batch.size}; "
+            f"the loss of {method.called} compares the samples of a batch, but a batch has {batch.size}; "
             "set train.batch_size to 2 or more"
         )
     for view in method.needs.views:
@@ -102,7 +102,7 @@ def dry_run(method: Method, batch: Batch, observers: Mapping[str, Callable[[Batc
             )
     if "labelled_mask" in batch and not method.semi_supervised:
         raise NeedsError(
-            f"{type(method).__name__} learns nothing from samples without a label, but the data is labelled in part; "
+            f"{method.called} learns nothing from samples without a label, but the data is labelled in part; "
             "use a method that does, such as dho, kd or sinkd, or `data: {unlabelled: drop}`"
         )
     _check_separate(method, observers)
@@ -220,7 +220,7 @@ def _explained_by(method: Method, batch: Batch) -> Iterator[None]:
         raise
     except (RuntimeError, ValueError, IndexError) as error:
         raise NeedsError(
-            f"{type(method).__name__} cannot work on this batch of {batch.size}: {str(error).splitlines()[0]}"
+            f"{method.called} cannot work on this batch of {batch.size}: {str(error).splitlines()[0]}"
         ) from error
 
 
@@ -228,4 +228,4 @@ def _trial(method: Method, batch: Batch, signals: dict[str, Signals]) -> None:
     """Computes the loss once on a copy of the method and checks the terms' names against the weights."""
     with torch.no_grad():
         terms = copy.deepcopy(method)(batch, **signals)
-    check_weights(method.weights, terms, type(method).__name__)
+    check_weights(method.weights, terms, method.called)

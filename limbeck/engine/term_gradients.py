@@ -128,7 +128,7 @@ def watch_for(
         )
     if balance is not None and (len(method.players(learners)) > 1 or method.yielding()):
         raise RecipeError(
-            f"{type(method).__name__} does not minimise one sum of its terms, so train.balance has nothing to "
+            f"{method.called} does not minimise one sum of its terms, so train.balance has nothing to "
             "balance; remove it"
         )
     for name in balance.shares if balance is not None else ():

@@ -49,7 +49,7 @@ def robustness_attacks(
     steps: Count = 20,
     samples: Count = 1000,
     attacks: tuple[Attack, ...] = ("fgsm", "pgd", "cw"),
-    apgd_steps: Count = 100,
+    apgd_steps: Count | None = None,
     teacher: bool = True,
 ) -> Results:
     """Attacks the student, and the teacher where it is a live model, each with its own gradients.
@@ -63,7 +63,7 @@ def robustness_attacks(
         attacks: ``fgsm``; ``pgd`` on the cross-entropy; ``cw``, PGD on the margin; ``apgd``, the gradient attacks of
             AutoAttack one after the other on what is left: APGD on the cross-entropy, then on the DLR loss towards
             each of the nine likeliest wrong classes (untargeted where there are three classes).
-        apgd_steps: steps of each APGD run.
+        apgd_steps: steps of each APGD run, 100 when None; a number adds ``apgd`` to the attacks.
         teacher: whether the teacher is attacked; it often takes longer than the student.
 
     Returns:
@@ -73,8 +73,10 @@ def robustness_attacks(
     Raises:
         DataError: there is no test data, or its inputs are not pixel values.
     """
+    if apgd_steps is not None and "apgd" not in attacks:
+        attacks = (*attacks, "apgd")
     scale = getattr(subject.loader, "pixel_scale", PixelScale())
-    judge = _Judge(subject.task, scale, eps, step_size, steps, apgd_steps)
+    judge = _Judge(subject.task, scale, eps, step_size, steps, apgd_steps or 100)
     batches = list(_first(subject, samples))
     results = judge(subject.student, batches, attacks)
     if teacher and isinstance(subject.teacher, nn.Module):

@@ -143,6 +143,11 @@ class Method(nn.Module):
         super().__init__()
         self.weights: dict[str, Weight] = {}
 
+    @property
+    def called(self) -> str:
+        """What messages call it."""
+        return type(self).__name__
+
     @classmethod
     def roles(cls) -> tuple[str, ...]:
         """Roles in the order of ``forward``'s arguments."""

@@ -59,6 +59,11 @@ class Combined(Method):
             setattr(self, name, value)
         self._check()
 
+    @property
+    def called(self) -> str:
+        """Its members, as messages call them."""
+        return " + ".join(self.members)
+
     def _check(self) -> None:
         """Refuses members that contradict each other.
 

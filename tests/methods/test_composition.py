@@ -239,7 +239,7 @@ class TestTerms:
 
 class TestRefusals:
     def test_misspelt_weight_of_a_member(self) -> None:
-        with pytest.raises(RecipeError, match="no term 'kdd'"):
+        with pytest.raises(RecipeError, match=r"kd \+ at has no term 'kdd'"):
             stage_of(*make_method({"methods": [{"name": "kd", "weights": {"kdd": 1.0}}, "at"]}))
 
     def test_one_run_of_a_teacher_cannot_have_two_normalisations(self) -> None:
