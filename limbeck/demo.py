@@ -48,6 +48,7 @@ def run_demo(out: Path, *, seeds: int = 3, overrides: tuple[str, ...] = ()) -> P
     from rich.console import Console
 
     from limbeck.bench.run import run_folder, run_recipes
+    from limbeck.report.terminal import print_table
 
     console = Console()
     recipes = demo_recipes(seeds, overrides)
@@ -63,7 +64,7 @@ def run_demo(out: Path, *, seeds: int = 3, overrides: tuple[str, ...] = ()) -> P
     _measure_on_quiet_machine(folders)
     onnx = _export(folders["distilled", 0], out)
     page = _report(list(folders.values()), out)
-    console.print(_table(folders))
+    print_table(console, _table(folders))
     console.print(_verdict(folders), soft_wrap=True)
     console.print(f"report: {page}\nstudent: {onnx}", soft_wrap=True)
     return out / "report.html"

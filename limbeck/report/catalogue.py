@@ -17,6 +17,7 @@ from limbeck.methods.base import methods
 from limbeck.recipes.load import load_recipe, shipped
 from limbeck.report.docstrings import documented, first_sentence, one_line, plain, sentence_case
 from limbeck.report.explanation import Explanation, Measured, Option, bibtex, explain
+from limbeck.report.terminal import print_table
 from limbeck.report.zoo import INPUT_SHAPE, NUM_CLASSES, model_facts
 
 _COUNT = Measure("count", "count", "count")
@@ -33,7 +34,7 @@ def show_methods(family: str | None = None) -> None:
     families = sorted({entry.about["family"] for entry in entries})
     if family is not None and family not in families:
         raise UnknownNameError(f"no methods of the family '{family}'. {suggest(family, families)}")
-    table = _table("method", "family", "year", "what it does")
+    table = _table("method", "family", "year", "what it does", right=("year",))
     for entry in sorted(entries, key=lambda e: (e.about["family"], e.about["year"], e.name)):
         if family in (None, entry.about["family"]):
             summary = first_sentence(plain(documented(entry.part).summary))
@@ -110,7 +111,7 @@ def show_recipes() -> None:
 
 def show_suites() -> None:
     """Prints the comparisons that are shipped."""
-    table = _table("comparison", "arms", "about")
+    table = _table("comparison", "arms", "about", right=("arms",))
     for name in shipped_suites():
         suite = load_suite(name)[1]
         table.add_row(name, str(len({*suite.baselines, *suite.arms})), suite.about)
@@ -122,7 +123,7 @@ def _show_terms(console: Console, method: Explanation) -> None:
     for term in method.terms:
         table.add_row(term.name, term.weight, one_line(plain(term.meaning)))
     console.print("\n[bold]Terms[/] of the loss; `weights:` in a recipe changes their weights")
-    console.print(table)
+    print_table(console, table)
 
 
 def _show_options(console: Console, title: str, options: tuple[Option, ...]) -> None:
@@ -133,7 +134,7 @@ def _show_options(console: Console, title: str, options: tuple[Option, ...]) -> 
         default = "must be given" if option.default is None else option.default
         table.add_row(option.name, default, option.values, one_line(plain(option.meaning)))
     console.print(f"\n[bold]{title}[/]")
-    console.print(table)
+    print_table(console, table)
 
 
 def _show_needs(console: Console, method: Explanation) -> None:
@@ -160,14 +161,15 @@ def _show_measured(console: Console, measured: tuple[Measured, ...]) -> None:
     for result in measured:
         facts = facts_of(result.summaries)
         runs = "runs" if any(arm.folds for arm in result.summaries) else "seeds"
-        table = _table("arm", *(_lower(fact.title) for fact in facts), runs)
+        titles = [*(_lower(fact.title) for fact in facts), runs]
+        table = _table("arm", *titles, right=tuple(titles))
         for arm in result.summaries:
             table.add_row(arm.arm, *(fact.text(arm) for fact in facts), str(arm.seeds))
         console.print(
             f"\n[bold]Measured[/]  {result.teacher or 'no teacher'} to {result.student} on {result.data}, "
             f"{result.epochs} epochs, last epoch, {result.split} data (suite {result.suite})"
         )
-        console.print(table)
+        print_table(console, table)
 
 
 def _lower(title: str) -> str:
@@ -189,7 +191,7 @@ def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 
 def _print(table: Table, note: str) -> None:
     console = Console()
-    console.print(table)
+    print_table(console, table)
     console.print(Text(note, style="dim"))
 
 

@@ -16,6 +16,7 @@ from limbeck.report.figures.language import golden_curves, proxy_against_golden,
 from limbeck.report.figures.palette import Look
 from limbeck.report.page import render
 from limbeck.report.sections import Cell, Column, Figure, Figures, Section, Table, Text
+from limbeck.report.terminal import print_table
 
 _GOLDEN, _PROXY = "distance to the oracle, nats", "distance to the teacher, nats"
 _HEADS = (
@@ -69,7 +70,7 @@ def show_lab(finished: FinishedLab) -> None:
     for name, curve in finished.curves.items():
         grid.add_row(*(cell.text for cell in _row(name, curve)))
     console = Console()
-    console.print(grid)
+    print_table(console, grid)
     for sentence in verdicts(finished):
         console.print(sentence, soft_wrap=True, highlight=False)
 

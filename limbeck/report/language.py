@@ -19,6 +19,7 @@ from limbeck.report.language_sections import figures, hacking_warnings, tables, 
 from limbeck.report.page import render
 from limbeck.report.runs import RunRecord, read_run
 from limbeck.report.sections import Cell, Column, Listing, Section, Table, Text
+from limbeck.report.terminal import print_table
 
 TEACHER = "teacher"
 _OVERVIEW = ("token_loss", "token_agreement", "size")
@@ -127,7 +128,7 @@ def show_arms(finished: FinishedArms) -> None:
     for label, rows in found.items():
         grid.add_row(label, *(m.text(_spread(rows, m)) for m in shown), _time(finished, label))
     console = Console()
-    console.print(grid)
+    print_table(console, grid)
     for sentence in (*verdicts(found), *cache_verdicts(found, stages)):
         console.print(sentence, soft_wrap=True)
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from limbeck.engine.reporter import Reporter
+from limbeck.report.terminal import print_table
 from limbeck.schedules import Progress as StageProgress
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def show_results(finished: FinishedRun) -> None:
         row = [measure.text(measure.read(source)) for source in ([results, teacher] if teacher else [results])]
         table.add_row(measure.title, *row)
     console = Console()
-    console.print(table)
+    print_table(console, table)
     console.print(f"run folder: {finished.folder}", soft_wrap=True)
 
 
@@ -150,7 +151,7 @@ def show_paired(folder: Path, against: Path, found: Paired) -> None:
     for row in rows:
         table.add_row(*row)
     console = Console()
-    console.print(table)
+    print_table(console, table)
     console.print(
         f"accuracy {100 * found.difference.value:+.2f} points, {level} interval {100 * found.difference.low:+.2f} to "
         f"{100 * found.difference.high:+.2f}; NLL {found.nll.value:+.4f}, {found.nll.low:+.4f} to "
@@ -188,7 +189,7 @@ def show_tuned(found: Tuned) -> None:
         label = f"{trial.number} (as it was)" if trial.number == 0 else str(trial.number)
         table.add_row(label, *values, f"{trial.value:.4f}" if trial.value == trial.value else "failed")
     console = Console()
-    console.print(table)
+    print_table(console, table)
     noise = f"; the standard error of one accuracy is {found.noise:.4f}" if found.noise == found.noise else ""
     console.print(
         f"the best is {found.gain:.4f} better than the recipe as it was{noise}. "
@@ -205,9 +206,9 @@ def show_check(checked: Checked) -> None:
         table = Table(title=title, show_header=False)
         for row in rows:
             table.add_row(*row)
-        console.print(table)
+        print_table(console, table)
         if checked.findings.get(title):
-            console.print(_findings_table(checked.findings[title]))
+            print_table(console, _findings_table(checked.findings[title]))
     console.print(checked.verdict, soft_wrap=True)
 
 
