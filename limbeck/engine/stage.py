@@ -306,11 +306,19 @@ class Stage:
         for observer in self.observers.values():
             _call(observer, "finish")
         self._unite()
+        self.settle()
+        self._reporter.stage_done(self.name)
+
+    def settle(self) -> None:
+        """Puts models into eval mode and their usual memory format, in which a finished stage leaves them.
+
+        A stage that is taken back from what it left is to do so as well: outputs differ between formats in their last
+        bits.
+        """
         for model in self.learners.values():
             model.eval()
         for observer in self.observers.values():
             _call(observer, "restore")
-        self._reporter.stage_done(self.name)
 
     def _run_epoch(self, stop: StopRequest) -> None:
         steps = self.loader.steps_per_epoch

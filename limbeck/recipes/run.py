@@ -21,12 +21,14 @@ from limbeck.errors import RunFolderError
 from limbeck.evaluate import evaluate, planned, predict
 from limbeck.evaluate.accuracy import accuracy_on
 from limbeck.evaluate.plan import Wanted
+from limbeck.evaluate.predictions import Model
 from limbeck.export import ModelCard, export_onnx, save_student
 from limbeck.recipes.active import asked, run_rounds
 from limbeck.recipes.build import BuiltStage, build_stage
 from limbeck.recipes.load import as_plain, load_recipe
 from limbeck.recipes.schema import Recipe, RoleSpec, StageSpec, goes_on
 from limbeck.students.loading import load_weights, save_weights
+from limbeck.teachers.ensemble import is_live
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ def _train(path: Path, built: BuiltStage, name: str, go_on: Callable[[], None] |
         _load_left(path, name, role, model)
     if any(True for _ in built.stage.method.state_dict()):
         load_weights(built.stage.method, left / "method.safetensors")
+    built.stage.settle()
 
 
 def _accuracy(built: BuiltStage) -> float:
@@ -235,15 +238,21 @@ def _judge(names: Sequence[Wanted], built: BuiltStage, path: Path) -> dict[str, 
     )
 
 
-def _compared_with(built: BuiltStage) -> nn.Module | None:
-    """Returns the live teacher, or the model of the role ``reference`` where the teacher is a cache or a server.
+def _compared_with(built: BuiltStage) -> Model | None:
+    """Returns the teacher, live or several live ones, or the model of the role ``reference`` where it is not live.
 
     None where the teacher reads other tokens than the student: nothing that is said of single tokens compares them.
     """
     if built.text and built.data.tokenizers:
         return None
-    models = (built.roles[role].model for role in ("teacher", "reference") if role in built.roles)
-    return next((model for model in models if model is not None), None)
+    for role in ("teacher", "reference"):
+        if role in built.roles:
+            made = built.roles[role]
+            if made.model is not None:
+                return made.model
+            if is_live(made.provider):
+                return made.provider
+    return None
 
 
 def reopen(folder: Path, *, trust: bool = False) -> tuple[Recipe, BuiltStage]:

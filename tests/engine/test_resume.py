@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -12,9 +13,10 @@ from typing import Any
 
 import pytest
 
+import limbeck.recipes.run
 from limbeck.engine.reporter import Reporter
 from limbeck.recipes.load import load_recipe
-from limbeck.recipes.run import run_recipe
+from limbeck.recipes.run import evaluate_run, run_recipe
 from limbeck.recipes.schema import Recipe
 from limbeck.schedules import Progress
 
@@ -123,6 +125,24 @@ def test_killed_run_ends_like_an_uninterrupted_one(kind: str, tmp_path: Path) ->
     hits = killed_and_continued(recipe, tmp_path / "killed", seconds, random.Random(kind))
     assert hits >= KILLS_AT_STEPS
     assert left_behind(tmp_path / "killed") == left_behind(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_run_that_is_killed_before_its_student_is_judged_is_judged_alike(kind: str, tmp_path: Path) -> None:
+    """The stage is done by then, and its models come from what it left."""
+    recipe = load_recipe({**COMMON, **KINDS[kind]})
+
+    def killed() -> None:
+        limbeck.recipes.run._conclude = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        run_recipe(recipe, out=tmp_path / "killed")
+
+    assert was_killed(in_child(killed))
+    for name in ("whole", "killed"):
+        assert not was_killed(in_child(lambda name=name: run_recipe(recipe, out=tmp_path / name)))
+    assert left_behind(tmp_path / "killed") == left_behind(tmp_path / "whole")
+    before = (tmp_path / "whole" / "results.json").read_bytes()
+    assert not was_killed(in_child(lambda: evaluate_run(tmp_path / "whole")))
+    assert json.loads((tmp_path / "whole" / "results.json").read_text()) == json.loads(before)
 
 
 def test_other_seed_ends_differently(tmp_path: Path) -> None:
