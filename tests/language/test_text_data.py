@@ -161,6 +161,19 @@ def test_a_bad_line_is_named(tmp_path, line, said):
         load_text({"name": "jsonl", "path": str(tmp_path / "a.jsonl")}, tokenizer())
 
 
+def test_all_lines_without_an_answer_are_counted_and_the_first_are_named(tmp_path):
+    answers = ["" if n % 2 else "yes" for n in range(60)]
+    path = lines(tmp_path / "a.jsonl", [{"prompt": "x", "completion": answer} for answer in answers])
+    with pytest.raises(DataError) as raised:
+        load_text({"name": "jsonl", "path": str(path)}, tokenizer())
+    said = str(raised.value)
+    assert said.startswith("line 2 of a.jsonl: the completion is empty")
+    assert said.endswith("So it is in 30 lines: 2, 4, 6, 8, 10, 12, 14, 16, 18, 20 and 20 more")
+    one = lines(tmp_path / "b.jsonl", [{"prompt": "x", "completion": answer} for answer in ("yes", "")])
+    with pytest.raises(DataError, match=r"^line 2 of b\.jsonl: the completion is empty.*remove the line$"):
+        load_text({"name": "jsonl", "path": str(one)}, tokenizer())
+
+
 def test_missing_things_are_named(tmp_path):
     with pytest.raises(UnknownNameError, match="persuasion"):
         load_text({"name": "persuation"}, tokenizer())

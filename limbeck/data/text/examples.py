@@ -17,6 +17,10 @@ _OPENERS: dict[str, Any] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open
 _ROLES = ("system", "user", "assistant", "tool")
 
 
+class EmptyAnswerError(DataError):
+    """A record has an answer in which there is nothing to learn."""
+
+
 @dataclass(frozen=True)
 class Document:
     """Running text, all of which is to be learnt."""
@@ -96,7 +100,7 @@ def text_of(record: Mapping[str, Any], key: str, where: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{where}: '{key}' should be text, but it is {type(value).__name__}")
     if key != "prompt" and key != "text" and not value:
-        raise DataError(f"{where}: the {key} is empty, so there is nothing to learn; remove the line")
+        raise EmptyAnswerError(f"{where}: the {key} is empty, so there is nothing to learn; remove the line")
     return value
 
 
@@ -126,7 +130,7 @@ def turns_of(
             )
         turns.append((str(role), content))
     if answered and not any(role == "assistant" for role, _ in turns):
-        raise DataError(f"{where}: no message comes from the assistant, so there is nothing to learn")
+        raise EmptyAnswerError(f"{where}: no message comes from the assistant, so there is nothing to learn")
     return tuple(turns)
 
 

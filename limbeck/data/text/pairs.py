@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from limbeck.data.hashing import hash_bytes
 from limbeck.data.text.encoding import Encoded, encode_example
-from limbeck.data.text.examples import Chat, Example, Pair, as_example, text_of, turns_of
+from limbeck.data.text.examples import Chat, EmptyAnswerError, Example, Pair, as_example, text_of, turns_of
 from limbeck.data.text.tokenizer import Tokenizer
 from limbeck.errors import DataError
 
 SIDES = ("chosen", "rejected")
 _SHOWN = 3
+_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,40 @@ def as_record(record: Mapping[str, Any], where: str) -> Example | Preference:
         DataError: it is neither; names ``where``.
     """
     return as_preference(record, where) if any(side in record for side in SIDES) else as_example(record, where)
+
+
+def as_records(records: Iterable[tuple[Mapping[str, Any], str]]) -> list[Example | Preference]:
+    """Returns what records say, each given with where it stands.
+
+    Raises:
+        DataError: a record is no example. Of empty answers all are counted, so that a file can be mended at once.
+
+    Example:
+        >>> answers = ["yes", "", "no", ""]
+        >>> lines = [({"prompt": "?", "completion": a}, f"line {n} of a.jsonl") for n, a in enumerate(answers, 1)]
+        >>> try:
+        ...     as_records(lines)
+        ... except DataError as error:
+        ...     print(str(error).partition(". ")[2])
+        So it is in 2 lines: 2, 4
+    """
+    found: list[Example | Preference] = []
+    empty: list[str] = []
+    first: EmptyAnswerError | None = None
+    for record, where in records:
+        try:
+            found.append(as_record(record, where))
+        except EmptyAnswerError as error:
+            first = first or error
+            empty.append(where.partition(" of ")[0])
+    if first is None:
+        return found
+    if len(empty) == 1:
+        raise first
+    unit = empty[0].partition(" ")[0]
+    numbers = ", ".join(place.removeprefix(unit).strip() for place in empty[:_NAMED])
+    more = f" and {len(empty) - _NAMED:,} more" if len(empty) > _NAMED else ""
+    raise EmptyAnswerError(f"{first}. So it is in {len(empty):,} {unit}s: {numbers}{more}")
 
 
 def as_preference(record: Mapping[str, Any], where: str) -> Preference:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.data.text.examples import Document, read_records, read_text, renamed
-from limbeck.data.text.pairs import as_record
+from limbeck.data.text.pairs import as_records
 from limbeck.data.text.source import RawText, Split, text_data
 from limbeck.errors import DataError, MissingExtraError
 
@@ -63,7 +63,7 @@ def jsonl(*, split: Split, path: str, columns: dict[str, str] | None = None) -> 
         if not found:
             raise DataError(f"the folder '{path}' has no {split}.jsonl")
         place = found[0]
-    examples = [as_record(record, where) for record, where in read_records(place, columns)]
+    examples = as_records(read_records(place, columns))
     if not examples:
         raise DataError(f"'{place}' holds no line")
     return RawText(Path(path).name, examples, divided)
@@ -109,7 +109,7 @@ def huggingface_text(
     elif divided and (splits or {}).get("test", "test") not in loaded:
         divided = False
     rows: Any = loaded[wanted] if isinstance(loaded, Mapping) else loaded
-    examples = [as_record(renamed(row, columns), f"row {number} of '{path}'") for number, row in enumerate(rows)]
+    examples = as_records((renamed(row, columns), f"row {number} of '{path}'") for number, row in enumerate(rows))
     return RawText(path, examples, divided)
 
 
