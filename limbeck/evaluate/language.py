@@ -78,7 +78,7 @@ def token_agreement(subject: Subject) -> Results:
     """
     tokens = tokens_of(subject)
     if not tokens.compared:
-        return {"note": "no teacher with the same vocabulary"}
+        return {"note": _absence(tokens)}
     same = tokens.top1["student"] == tokens.top1["teacher"]
     ours, theirs = (tokens.top1[role] == tokens.labels for role in ("student", "teacher"))
     mean = {name: values.double().mean().item() for name, values in tokens.compared.items()}
@@ -97,6 +97,16 @@ def token_agreement(subject: Subject) -> Results:
             "neither": (~ours & ~theirs).double().mean().item(),
         },
     }
+
+
+def _absence(tokens: Tokens) -> str:
+    """Why there is nothing to compare the student with, in words."""
+    if "teacher" in tokens.loss:
+        return "the teacher has another vocabulary than the student"
+    return (
+        "no teacher with the student's tokens that can be asked about held-out text: a cache knows the training text "
+        "alone and a server is paid by the token; the role `reference` may hold the model"
+    )
 
 
 @evaluations.register(

@@ -19,6 +19,7 @@ from limbeck.recipes.run import check_evaluations
 from limbeck.recipes.schema import Recipe
 from limbeck.recipes.writing_forecast import RolloutForecast, WritingForecast, rollout_forecast, tried_rollouts
 from limbeck.signals import Batch, as_term
+from limbeck.teachers.ensemble import models_of
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,10 @@ def _role(name: str, built: BuiltStage) -> str:
     model = getattr(observer, "model", None)
     kind = "trains" if name in built.stage.learners else "frozen"
     if not isinstance(model, nn.Module):
-        return type(observer).__name__
+        members = models_of(observer)
+        size = sum(p.numel() for member in members for p in member.parameters())
+        several = f" of {len(members)} live models, {size:,} parameters, frozen" if members else ""
+        return type(observer).__name__ + several
     return f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters, {kind}"
 
 

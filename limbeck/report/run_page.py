@@ -53,7 +53,7 @@ def report_runs(
         raise RunFolderError("a report needs at least one run folder")
     records = [read_run(folder) for folder in folders]
     arms = arms_of(records)
-    remarks = list(dict.fromkeys(remark for record in records for remark in record.missing))
+    remarks = list(dict.fromkeys(remark for record in records for remark in (*record.missing, *_notes(record))))
     if all(is_text(record.stage) for record in records):
         # Nobody keeps all logits of a text.
         remarks = [r for r in remarks if not r.startswith("the predictions")]
@@ -71,6 +71,14 @@ def report_runs(
         title or _title(records, arms), sections, subtitle=subtitle or _subtitle(records), footer=_machine(records)
     )
     return _written(Path(out), page)
+
+
+def _notes(record: RunRecord) -> list[str]:
+    """Why evaluations found nothing to say of a student that has a teacher."""
+    if "teacher" not in (record.stage.get("roles") or {}):
+        return []
+    parts = {name: part for name, part in record.results.items() if isinstance(part, dict) and "note" in part}
+    return [f"{name} of {record.method} ({record.folder.name}): {part['note']}" for name, part in parts.items()]
 
 
 def _judged_sections(records: Sequence[RunRecord]) -> tuple[list[Section], str]:

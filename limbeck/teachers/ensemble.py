@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.errors import NeedsError, RecipeError
 from limbeck.schedules import Progress
@@ -136,6 +136,26 @@ class Ensemble:
         """Restores the members that move."""
         for number, member_state in state.items():
             self.members[int(number)].load_state_dict(member_state)  # type: ignore[attr-defined]
+
+
+def models_of(provider: Any) -> list[nn.Module]:
+    """Returns the models that a provider runs here, each once: its own, or those of its members and of theirs.
+
+    Example:
+        >>> models_of(Ensemble([lambda batch: Signals()]))
+        []
+    """
+    if not isinstance(provider, Ensemble):
+        model = getattr(provider, "model", None)
+        return [model] if isinstance(model, nn.Module) else []
+    return list(dict.fromkeys(model for member in provider.members for model in models_of(member)))
+
+
+def is_live(provider: Any) -> bool:
+    """Whether a provider runs models alone, so that it can be asked about any data, unlike a cache."""
+    if isinstance(provider, Ensemble):
+        return all(is_live(member) for member in provider.members)
+    return bool(models_of(provider))
 
 
 def with_logits(signals: Signals) -> Signals:

@@ -118,6 +118,16 @@ def test_texts_of_other_data_are_not_compared(tmp_path, results):
     assert len(by_data([read_run(path) for path in (paths[0], cut)])) == 2
 
 
+def test_a_page_says_why_a_student_is_not_compared_with_its_teacher(tmp_path, results):
+    model = tiny(0, layers=1)
+    judged = evaluate(model, loader=loader(count=10), task=CausalLM(vocabulary=257), names=["token_agreement"])
+    missing = {**{k: v for k, v in results[0].items() if k == "token_loss"}, **judged}
+    text = read_page(
+        report_runs([folder(tmp_path / "kd", "word_kd", missing)], tmp_path / "r.html").read_text()
+    ).text  # fmt: skip
+    assert "Token_agreement of word_kd (kd): no teacher with the student's tokens that can be asked" in text
+
+
 def test_an_arm_that_hacks_its_teacher_is_marked_and_named(folders):
     arms = arms_of([read_run(f) for f in folders])
     curves = arm_curves(arms)

@@ -14,6 +14,8 @@ from limbeck.engine.optimization import build_optimizer
 from limbeck.engine.settings import TrainSettings
 from limbeck.engine.stage import Stage
 from limbeck.evaluate.memory import peak_bytes, weights_bytes
+from limbeck.teachers.ensemble import Ensemble, models_of
+from limbeck.teachers.router import Router
 
 _STEPS = 4
 
@@ -23,7 +25,8 @@ class MemoryForecast:
     """Bytes that a stage holds at once.
 
     Attributes:
-        weights: parameters and buffers of each role, and of the method where it has any.
+        weights: parameters and buffers of each role (of all members of several teachers), and of the method where it
+            has any.
         gradients: of what trains.
         optimizer: what the optimizer remembers.
         activations: what autograd keeps of one step.
@@ -54,11 +57,7 @@ def forecast_memory(stage: Stage, *, vocabulary: int = 0) -> MemoryForecast:
     batch = stage.first_batch()
     trained = list(stage.parameters())
     gradients = sum(p.numel() * p.element_size() for p in trained)
-    models = {
-        role: model
-        for role, observer in stage.observers.items()
-        if isinstance(model := getattr(observer, "model", None), nn.Module)
-    }
+    models = {role: found for role, observer in stage.observers.items() if (found := models_of(observer))}
     activations = _saved_bytes(stage)
 
     def step() -> None:
@@ -68,10 +67,10 @@ def forecast_memory(stage: Stage, *, vocabulary: int = 0) -> MemoryForecast:
 
     peak = peak_bytes(step, trained[0].device) - gradients
     labels = batch.get("labels")
-    roles = sum(getattr(o, "model", None) is not None for o in stage.observers.values())
+    roles = sum(_distributions(observer) for observer in stage.observers.values())
     return MemoryForecast(
         weights={
-            **{role: weights_bytes(model) for role, model in models.items()},
+            **{role: sum(map(weights_bytes, found)) for role, found in models.items()},
             **({"the method": own} if (own := weights_bytes(stage.method)) else {}),
         },
         gradients=gradients,
@@ -80,6 +79,14 @@ def forecast_memory(stage: Stage, *, vocabulary: int = 0) -> MemoryForecast:
         step=max(peak, activations),
         logits=4 * roles * vocabulary * labels.numel() if vocabulary and labels is not None else 0,
     )
+
+
+def _distributions(observer: Any) -> int:
+    """How many whole distributions a provider holds at once of each token: of a router's members one speaks."""
+    if isinstance(observer, Ensemble):
+        counts = [_distributions(member) for member in observer.members]
+        return max(counts) if isinstance(observer, Router) else sum(counts)
+    return len(models_of(observer))
 
 
 def _optimizer_floats(settings: TrainSettings) -> int:
