@@ -29,12 +29,9 @@ def print_table(console: Console, table: Table) -> None:
     for column in table.columns:
         column.overflow = "fold"
         column.no_wrap = column.no_wrap or column.justify == "right" or _widest(column) <= _SHORT
-    parts = _parted(table, console.width)
-    if len(parts) > 1 and table.box is None:
-        # Columns that stand closer may do.
-        table.padding = (0, 1, 0, 0)
-        parts = _parted(table, console.width)
-    for number, columns in enumerate(parts):
+    # Without a box the last column needs no room beside it.
+    table.pad_edge = table.pad_edge and table.box is not None
+    for number, columns in enumerate(_parted(table, console.width)):
         part = copy.copy(table)
         part.columns = [replace(column, _index=place) for place, column in enumerate(columns)]
         part.title = None if number else table.title
@@ -50,7 +47,8 @@ def _parted(table: Table, width: int) -> list[list[Column]]:
     first, *rest = table.columns
     frame = 0 if table.box is None else 1
     beside = table.padding[1] + table.padding[3] + frame
-    start = frame + beside + _needed(first)
+    edge = frame if table.pad_edge else frame - table.padding[1] - table.padding[3]
+    start = edge + beside + _needed(first)
     groups: list[list[Column]] = [[first]]
     taken = start
     for column in rest:
