@@ -39,7 +39,7 @@ _OWN = {
 _ABLATIONS = {
     "kd, T = 1 beside the labels": ("nkd",),
     "kd, half": ("tgeo_kd",),
-    "kd, all mixed": ("kd, part mixed", "mix_kd"),
+    "kd, all mixed": ("mix_kd",),
     "mix_kd, nothing mixed": ("mix_kd",),
     "mix_kd, mixed teacher": ("mix_kd",),
     "kd without labels": ("dho",),
