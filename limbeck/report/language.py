@@ -210,7 +210,7 @@ def _table(finished: FinishedArms, found: Rows) -> Table:
 
 def _best(measure: Measure, found: Rows) -> float | None:
     means = [s.mean for label, rows in found.items() if label != TEACHER and (s := _spread(rows, measure)) is not None]
-    if not means or not measure.better:
+    if len(set(means)) < 2 or not measure.better:  # what all have in common distinguishes nobody
         return None
     return max(means) if measure.better == "higher" else min(means)
 

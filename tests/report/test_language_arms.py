@@ -1,6 +1,9 @@
 from __future__ import annotations
 
-from limbeck.report.language import cache_verdicts
+from pathlib import Path
+
+from limbeck.recipes.arms import FinishedArms
+from limbeck.report.language import _table, cache_verdicts
 
 
 def _results(loss: float, kl: float):
@@ -25,3 +28,19 @@ def test_a_cached_arm_is_held_against_the_live_one() -> None:
     )
     other = {**cached, "method": {"name": "gkd"}}
     assert cache_verdicts(rows, {**stages, "kd_topk": other}) == ()
+
+
+def test_the_best_of_a_column_is_marked_where_one_is_better() -> None:
+    rows = {
+        label: ({"token_loss": {"loss": loss}, "size": {"parameters": 1000}},)
+        for label, loss in (("teacher", 1.0), ("sft", 3.0), ("kd", 2.0))
+    }
+    table = _table(FinishedArms(Path(), "", {"sft": (), "kd": ()}, {}), rows)
+    marked = {
+        (row[0].text, column.title)
+        for row in table.rows
+        for column, cell in zip(table.columns, row, strict=True)
+        if cell.best
+    }
+    assert "Parameters" in {column.title for column in table.columns}
+    assert marked == {("kd", "Loss")}
