@@ -41,7 +41,7 @@ class DDK(SequenceMethod):
 
     Deviations: the paper does not say which way round its KL is, and writes the student first; forward KL is the
     default here, ``divergence: reverse_kl`` is the other. Its equation of the loss names the held-out text where the
-    training text is meant. The paper stops where all ratios are close to 1; here the epochs of the recipe are run, and the
+    training text is meant. The paper stops where all ratios are close to 1; here the recipe's epochs are run, and the
     metrics tell the ratios.
 
     Args:
