@@ -16,7 +16,7 @@ from limbeck import __version__
 from limbeck.data.hashing import fingerprint as hashed
 from limbeck.data.text import Chat, Pair, TextLoader, TextSource, load_text
 from limbeck.data.text.generated import DATA, GENERATED, GeneratedSpec
-from limbeck.data.text.source import divide_options
+from limbeck.data.text.options import divide_options
 from limbeck.engine import distributed
 from limbeck.errors import DataError, RecipeError
 from limbeck.generation.answers import Lines, own_answer, prompt_of, sorted_out

@@ -14,7 +14,7 @@ from torch import nn
 from limbeck import streams
 from limbeck.data.text import TextLoader, TextSource, Tokenizer, load_text, load_tokenizer
 from limbeck.data.text.generated import GENERATED
-from limbeck.data.text.source import divide_options
+from limbeck.data.text.options import divide_options
 from limbeck.engine import distributed
 from limbeck.engine.reporter import Reporter
 from limbeck.engine.roles import Role
@@ -34,6 +34,13 @@ from limbeck.tasks.causal_lm import CausalLM
 from limbeck.teachers.live import FrozenTeacher
 
 _HELD_ROWS = 8
+_NOT_OF_TEXT = {
+    **dict.fromkeys(("augment", "views"), "images"),
+    **dict.fromkeys(
+        ("imbalance", "label_noise", "labelled", "unlabelled", "labelled_per_batch", "label_ids"), "classes"
+    ),
+}
+"""Keys of a data section that text does not have, and what has them."""
 
 
 def build_text(spec: DataSpec, stage: StageSpec, seed: int, *, shuffle: bool = True) -> StageData:
@@ -118,12 +125,11 @@ def stage_text(
 
 
 def _refuse_pictures(spec: DataSpec) -> None:
-    for key, what in {**dict.fromkeys(("augment", "views"), "images"), **dict.fromkeys(_OF_CLASSES, "classes")}.items():
-        if getattr(spec, key) != DataSpec.model_fields[key].get_default(call_default_factory=True):
+    plain = DataSpec(name=spec.name)
+    for key, what in _NOT_OF_TEXT.items():
+        given = getattr(spec, key)
+        if given not in ((), getattr(plain, key)):
             raise RecipeError(f"data.{key} is for {what}; text has none, remove it")
-
-
-_OF_CLASSES = ("imbalance", "label_noise", "labelled", "unlabelled", "labelled_per_batch", "label_ids")
 
 
 def _tokenizer_of(stage: StageSpec) -> str:

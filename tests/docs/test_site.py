@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from limbeck.data.source import datasets
-from limbeck.data.text.source import Options, texts
+from limbeck.data.text.options import Options
+from limbeck.data.text.source import texts
 from limbeck.evaluate import evaluations
 from limbeck.methods.base import methods
 from limbeck.recipes.load import shipped

@@ -14,7 +14,7 @@ from torch import nn
 
 from limbeck import streams
 from limbeck.data.text import TextLoader, TextSource, load_text, load_tokenizer
-from limbeck.data.text.source import divide_options
+from limbeck.data.text.options import divide_options
 from limbeck.engine.reporter import Reporter
 from limbeck.engine.roles import Role
 from limbeck.engine.run_folder import RunFolder, epoch_records
