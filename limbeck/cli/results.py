@@ -121,11 +121,12 @@ def bench(
     if suite is None:
         from limbeck.report.catalogue import show_suites
 
-        return show_suites()
+        show_suites()
+        return
     from limbeck.bench.run import run_suite
 
     page = run_suite(suite, overrides or [], out=out, arms=arm or (), workers=workers, trust=trust)
-    return typer.echo(f"wrote {page}")
+    typer.echo(f"wrote {page}")
 
 
 @app.command()
@@ -164,4 +165,4 @@ def data_curve(
         workers=workers,
         trust=trust,
     )
-    return typer.echo(f"wrote {page}")
+    typer.echo(f"wrote {page}")

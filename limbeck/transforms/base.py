@@ -156,23 +156,18 @@ def build_transform(entry: str | Mapping[str, Any], *, seed: int, num_classes: i
     return made(**{str(k): v for k, v in options.items()}, **{k: v for k, v in given.items() if k in takes})
 
 
-def build_transforms(
-    entries: Sequence[str | Mapping[str, Any]], loader: Any, *, seed: int, num_classes: int, trust: bool = False
-) -> list[Transform]:
+def build_transforms(entries: Sequence[str | Mapping[str, Any]], loader: Any, **given: Any) -> list[Transform]:
     """Returns the transforms of recipe entries for the batches of a loader, which says how pixels became inputs.
 
     Args:
         entries: the recipe's.
         loader: what gives the batches.
-        seed: seed of the run.
-        num_classes: number of classes, or of tokens.
-        trust: allow options that run the code they name, for transforms that have such.
+        **given: what :func:`build_transform` takes beside an entry.
 
     Raises:
-        UnknownNameError: no transform has that name; proposes near matches.
-        RecipeError: an option is unknown or out of its range.
+        LimbeckError: an entry is no transform, as :func:`build_transform` says.
     """
-    made = [build_transform(entry, seed=seed, num_classes=num_classes, trust=trust) for entry in entries]
+    made = [build_transform(entry, **given) for entry in entries]
     for change in made:
         change.pixel_scale = getattr(loader, "pixel_scale", change.pixel_scale)
     return made
