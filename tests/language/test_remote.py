@@ -241,6 +241,16 @@ def test_a_text_that_is_twice_in_a_batch_is_paid_once(server, tmp_path):
     assert once.client.ledger.prompt_tokens == twice.client.ledger.prompt_tokens
 
 
+def test_the_answer_to_a_request_is_read_once_for_all_of_its_texts(tmp_path, monkeypatch):
+    with Journal(tmp_path) as journal:
+        journal.keep("both", ["first", "second"], {}, ["a", "b"])
+        read = []
+        answer = journal._answer
+        monkeypatch.setattr(journal, "_answer", lambda place: read.append(place) or answer(place))
+        assert journal.find_all(["b", "none", "a", "both"]) == ["second", None, "first", ["first", "second"]]
+        assert read == [0]
+
+
 _CHILD = """
 import sys
 from limbeck.teachers.remote import Client, Endpoint

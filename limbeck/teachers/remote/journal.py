@@ -96,15 +96,27 @@ class Journal:
 
     def find(self, key: str) -> Any:
         """Returns the answer to a request, None where it was never answered."""
-        found = self._places.get(key)
-        if found is None:
-            return None
-        place, part = found
+        return self.find_all([key])[0]
+
+    def find_all(self, keys: Sequence[str]) -> list[Any]:
+        """Returns the answers to requests, or the parts of them that have these keys; each line is read once."""
+        read: dict[int, Any] = {}
+        found: list[Any] = []
+        for key in keys:
+            if key not in self._places:
+                found.append(None)
+                continue
+            place, part = self._places[key]
+            if place not in read:
+                read[place] = self._answer(place)
+            found.append(read[place] if part is None else read[place][part])
+        return found
+
+    def _answer(self, place: int) -> Any:
         with self._turn:
             self._reader.seek(place)
             line = self._reader.readline()
-        answer = _parsed(line)["answer"]
-        return answer if part is None else answer[part]
+        return _parsed(line)["answer"]
 
     def keep(self, key: str, answer: Any, usage: dict[str, Any], parts: Sequence[str] = ()) -> None:
         """Writes an answer to the disk.

@@ -116,7 +116,7 @@ class RemoteTeacher:
         parts = [missing[n : n + self._rows] for n in range(0, len(missing), self._rows)]
         with ThreadPoolExecutor(self._concurrency) as pool:
             list(pool.map(self._ask, parts))
-        return [Scores.of(journal.find(key)) for key in keys]
+        return [Scores.of(found) for found in journal.find_all(keys)]
 
     def _key(self, ids: list[int]) -> str:
         model = self.client.endpoint.model
